@@ -1,0 +1,31 @@
+"""Lyapunov spectra of recurrent networks, by hand or while they train in PyTorch Lightning."""
+
+from typing import TYPE_CHECKING
+
+from lightning_lyapunov.features import kaplan_yorke_dimension, kolmogorov_sinai_entropy, spectrum_features
+from lightning_lyapunov.spectrum import LyapunovSpectrum, lyapunov_spectrum
+
+if TYPE_CHECKING:
+    from lightning_lyapunov.callback import LyapunovSpectrumCallback
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    # in training
+    "LyapunovSpectrumCallback",
+    # by hand
+    "LyapunovSpectrum",
+    "lyapunov_spectrum",
+    "kaplan_yorke_dimension",
+    "kolmogorov_sinai_entropy",
+    "spectrum_features",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import Lightning only when its callback is asked for: the mathematics needs torch alone."""
+    if name == "LyapunovSpectrumCallback":
+        from lightning_lyapunov.callback import LyapunovSpectrumCallback
+
+        return LyapunovSpectrumCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,106 @@
+"""What a spectrum says: a handful of numbers, each NaN where a partial spectrum cannot tell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lightning_lyapunov.spectrum import LyapunovSpectrum
+
+NEAR_ZERO = 0.05
+"""Nats per step: an exponent closer to 0 than this remembers for more than 20 steps."""
+
+
+def kaplan_yorke_dimension(exponents: Tensor | LyapunovSpectrum, *, complete: bool = True) -> float:
+    r"""Dimension of the attractor as conjectured by Kaplan and Yorke.
+
+    .. math:: D_{KY} = j + \frac{\lambda_1 + \dots + \lambda_j}{|\lambda_{j+1}|}
+
+    with j the last index at which the running sum is not negative.
+
+    Args:
+        exponents: A spectrum, or exponents ``(K,)`` in any order and unit.
+        complete: Whether a tensor holds all exponents of the state; a spectrum knows this itself.
+
+    Returns:
+        0 if even the first exponent is negative; the dimension of the state if the sum of all of them is not
+        negative; NaN if the spectrum is partial and its sum not yet negative, or holds NaN.
+
+    Source: Kaplan and Yorke, Lecture Notes in Mathematics 730 (1979) 204-227.
+
+    Example:
+        >>> round(kaplan_yorke_dimension(torch.tensor([0.906, 0.0, -14.572])), 3)  # the Lorenz system
+        2.062
+    """
+    values, complete = _sorted_values(exponents, complete)
+    total = 0.0
+    for index, value in enumerate(values):
+        if math.isnan(value):
+            return math.nan
+        if total + value < 0:
+            return index + total / abs(value)
+        total += value
+    return float(len(values)) if complete else math.nan
+
+
+def kolmogorov_sinai_entropy(exponents: Tensor | LyapunovSpectrum, *, complete: bool = True) -> float:
+    """Sum of the positive exponents, nats per step: Pesin's entropy, in general Ruelle's upper bound of it.
+
+    Args:
+        exponents: A spectrum, or exponents ``(K,)`` in any order and unit.
+        complete: Whether a tensor holds all exponents of the state; a spectrum knows this itself.
+
+    Returns:
+        The sum; NaN if the spectrum is partial and all of it positive, or holds NaN.
+
+    Source: Pesin, Russ. Math. Surv. 32 (1977) 55-114; Ruelle, Bol. Soc. Bras. Mat. 9 (1978) 83-87.
+    """
+    values, complete = _sorted_values(exponents, complete)
+    if any(map(math.isnan, values)) or not (complete or values[-1] <= 0):
+        return math.nan
+    return math.fsum(value for value in values if value > 0)
+
+
+def spectrum_features(spectrum: LyapunovSpectrum) -> dict[str, float]:
+    """The numbers a spectrum is summarised by, named as the callback logs them.
+
+    Returns:
+        ``max``, ``max_stderr``, ``mean``, ``kolmogorov_sinai_entropy``, ``stability_margin`` (nats per step);
+        ``near_zero_fraction``, ``unstable_fraction`` (shares of the state's dimension); ``kaplan_yorke_dimension``;
+        ``gradient_horizon`` (steps in which a gradient changes e-fold); ``trusted_fraction`` (share of the exponents
+        measured). Unknown values are NaN.
+    """
+    values, complete = _sorted_values(spectrum, True)
+    top, error = values[0], float(spectrum.stderr[0])
+    return {
+        "max": top,
+        "max_stderr": error,
+        "mean": (sum(values) if complete else spectrum.volume_rate) / spectrum.dimension,
+        "near_zero_fraction": _share(spectrum, values, lambda v: abs(v) < NEAR_ZERO, known_from=-NEAR_ZERO),
+        "unstable_fraction": _share(spectrum, values, lambda v: v > 0, known_from=0.0),
+        "kaplan_yorke_dimension": kaplan_yorke_dimension(spectrum),
+        "kolmogorov_sinai_entropy": kolmogorov_sinai_entropy(spectrum),
+        "gradient_horizon": math.inf if top == 0 else 1 / abs(top),
+        "stability_margin": -top - 2 * error,
+        "trusted_fraction": float(spectrum.trusted.double().mean()),
+    }
+
+
+def _share(
+    spectrum: LyapunovSpectrum, values: list[float], belongs: Callable[[float], bool], known_from: float
+) -> float:
+    """Share of the state's dimensions whose exponent belongs; known if those not measured lie below ``known_from``."""
+    if any(map(math.isnan, values)) or not (spectrum.complete or values[-1] <= known_from):
+        return math.nan
+    return sum(map(belongs, values)) / spectrum.dimension
+
+
+def _sorted_values(exponents: Tensor | LyapunovSpectrum, complete: bool) -> tuple[list[float], bool]:
+    if isinstance(exponents, LyapunovSpectrum):
+        complete, exponents = exponents.complete, exponents.exponents
+    if exponents.dim() != 1 or len(exponents) == 0:
+        raise ValueError(f"exponents must have shape (K,) with K >= 1; got {tuple(exponents.shape)}.")
+    return torch.sort(exponents.detach().double().cpu(), descending=True).values.tolist(), complete

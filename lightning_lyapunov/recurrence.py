@@ -1,0 +1,389 @@
+r"""A recurrent network as a one-step map :math:`h_{t+1} = f(h_t, x_t)` on one flat state, and its derivative.
+
+The state is the *whole* state: :math:`(h, c)` for an LSTM. Each family writes its step and the derivative of that step
+side by side, in plain tensor operations, so that both run on any device and in any floating type. For anything else
+(:class:`CellMap`) the derivative comes from automatic differentiation.
+
+A derivative is used in two halves. :meth:`Recurrence.linearise` computes, for many steps at once, the factors that the
+Jacobians :math:`J_t = \partial f / \partial h` are made of; :meth:`Recurrence.push_forward` multiplies one step's
+Jacobian into a bundle of tangent vectors without ever forming it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from copy import copy
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp, vmap
+
+State: TypeAlias = "Tensor | tuple[Tensor, ...]"
+Cell: TypeAlias = "Callable[[Tensor | None, State], State]"
+Factors: TypeAlias = tuple[Tensor, ...]
+
+
+class Recurrence(ABC):
+    r"""A one-step map on a flat state, one row per sequence.
+
+    Attributes:
+        state_size: D, the dimension of the whole state.
+        output_size: Leading entries of the state that the next layer sees (h, not c).
+        dtype: Floating type of the arithmetic.
+    """
+
+    state_size: int
+    output_size: int
+    dtype: torch.dtype
+
+    def drive(self, inputs: Tensor) -> Tensor:
+        """The part of a step that depends on the inputs ``(T, B, ...)`` alone, for all steps in one product."""
+        return inputs
+
+    @abstractmethod
+    def step(self, state: Tensor, drive: Tensor) -> Tensor:
+        """The state ``(B, D)`` one step later, driven by ``drive`` ``(B, ...)``."""
+
+    @abstractmethod
+    def linearise(self, states: Tensor, drive: Tensor) -> Factors:
+        """Factors ``(T, B, ...)`` of the Jacobians at ``states`` ``(T, B, D)`` under ``drive`` ``(T, B, ...)``."""
+
+    @abstractmethod
+    def push_forward(self, factors: Factors, tangents: Tensor) -> Tensor:
+        """One step's Jacobians times ``tangents`` ``(B, D, K)``, vectors as columns; ``factors`` lead with (B,)."""
+
+    @abstractmethod
+    def to(self, dtype: torch.dtype) -> Recurrence:
+        """The same map in another floating type (itself where it cannot be cast)."""
+
+    def log_volume(self, factors: Factors) -> Tensor | None:
+        r"""Closed form of :math:`\ln|\det J|` ``(T, B)``, or None where there is none."""
+        return None
+
+    def dense_log_volume(self, factors: Factors) -> Tensor:
+        r""":math:`\ln|\det J|` ``(T, B)`` by LU of the dense Jacobian, one step at a time to bound memory."""
+        steps, sequences = factors[0].shape[:2]
+        frame = torch.eye(self.state_size, dtype=self.dtype, device=factors[0].device)
+        frame = frame.expand(sequences, -1, -1)
+        return torch.stack(
+            [
+                torch.linalg.slogdet(self.push_forward(tuple(f[t] for f in factors), frame)).logabsdet
+                for t in range(steps)
+            ]
+        )
+
+
+class _Gated(Recurrence):
+    """What RNN, GRU and LSTM share: stacked gate weights, one product for the drive."""
+
+    gates: int
+
+    def __init__(self, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor | None, bias_hh: Tensor | None) -> None:
+        self.weight_ih, self.weight_hh = weight_ih, weight_hh
+        zeros = weight_hh.new_zeros(weight_hh.shape[0])
+        self.bias_ih = zeros if bias_ih is None else bias_ih
+        self.bias_hh = zeros if bias_hh is None else bias_hh
+        self.hidden_size = weight_hh.shape[0] // self.gates
+        self.state_size = self.output_size = self.hidden_size
+        self.dtype = weight_hh.dtype
+
+    def drive(self, inputs: Tensor) -> Tensor:
+        return inputs @ self.weight_ih.mT + self.bias_ih
+
+    def _recur(self, h: Tensor) -> Tensor:
+        return h @ self.weight_hh.mT + self.bias_hh
+
+    def to(self, dtype: torch.dtype) -> Recurrence:
+        cast = copy(self)
+        cast.dtype = dtype
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(cast, name, value.to(dtype))
+        return cast
+
+
+class ElmanMap(_Gated):
+    r""":class:`torch.nn.RNN`: :math:`h' = \phi(a)`, :math:`a = W_i x + b_i + W_h h + b_h`, with tanh or relu.
+
+    .. math:: dh' = \phi'(a) \circ W_h\, dh
+    """
+
+    gates = 1
+
+    def __init__(
+        self,
+        weight_ih: Tensor,
+        weight_hh: Tensor,
+        bias_ih: Tensor | None,
+        bias_hh: Tensor | None,
+        nonlinearity: str = "tanh",
+    ) -> None:
+        super().__init__(weight_ih, weight_hh, bias_ih, bias_hh)
+        self.nonlinearity = nonlinearity
+
+    def step(self, state: Tensor, drive: Tensor) -> Tensor:
+        a = drive + self._recur(state)
+        return torch.tanh(a) if self.nonlinearity == "tanh" else torch.relu(a)
+
+    def linearise(self, states: Tensor, drive: Tensor) -> Factors:
+        a = drive + self._recur(states)
+        return (_tanh_slope(a) if self.nonlinearity == "tanh" else (a > 0).to(a.dtype),)
+
+    def push_forward(self, factors: Factors, tangents: Tensor) -> Tensor:
+        (slope,) = factors
+        return slope.unsqueeze(-1) * (self.weight_hh @ tangents)
+
+    def log_volume(self, factors: Factors) -> Tensor:
+        (slope,) = factors
+        return slope.log().sum(-1) + torch.linalg.slogdet(self.weight_hh).logabsdet
+
+
+class GRUMap(_Gated):
+    r""":class:`torch.nn.GRU`, its reset gate applied after the product with W_n.
+
+    .. math::
+        h' &= (1 - z) \circ n + z \circ h, \qquad n = \tanh(a_n + r \circ u), \qquad u = W_n h + b_{hn} \\
+        dh' &= z \circ dh + e\,u\,r(1-r) \circ W_r\,dh + (h - n)\,z(1-z) \circ W_z\,dh + e\,r \circ W_n\,dh,
+        \qquad e = (1 - z)(1 - n^2)
+    """
+
+    gates = 3
+
+    def _activate(self, states: Tensor, drive: Tensor) -> tuple[Tensor, ...]:
+        drive_r, drive_z, drive_n = drive.chunk(3, -1)
+        recur_r, recur_z, u = self._recur(states).chunk(3, -1)
+        a_r, a_z = drive_r + recur_r, drive_z + recur_z
+        return a_r, a_z, u, drive_n + torch.sigmoid(a_r) * u
+
+    def step(self, state: Tensor, drive: Tensor) -> Tensor:
+        _, a_z, _, a_n = self._activate(state, drive)
+        n = torch.tanh(a_n)
+        return n + torch.sigmoid(a_z) * (state - n)
+
+    def linearise(self, states: Tensor, drive: Tensor) -> Factors:
+        a_r, a_z, u, a_n = self._activate(states, drive)
+        e = torch.sigmoid(-a_z) * _tanh_slope(a_n)
+        by_r = e * u * _sigmoid_slope(a_r)
+        by_z = (states - torch.tanh(a_n)) * _sigmoid_slope(a_z)
+        by_n = e * torch.sigmoid(a_r)
+        return torch.cat([by_r, by_z, by_n], -1), torch.sigmoid(a_z)
+
+    def push_forward(self, factors: Factors, tangents: Tensor) -> Tensor:
+        by_gate, z = factors
+        pushed = by_gate.unsqueeze(-1) * (self.weight_hh @ tangents)
+        return z.unsqueeze(-1) * tangents + pushed.unflatten(-2, (3, self.hidden_size)).sum(-3)
+
+
+class LSTMMap(_Gated):
+    r""":class:`torch.nn.LSTM` on the state (h, c), with the projection P of ``proj_size`` (identity without it).
+
+    .. math::
+        c' &= f \circ c + i \circ g, \qquad h' = P\,(o \circ \tanh c') \\
+        dc' &= f \circ dc + g\,i(1-i) \circ W_i\,dh + c\,f(1-f) \circ W_f\,dh + i\,(1-g^2) \circ W_g\,dh \\
+        dh' &= P\,[\tanh(c')\,o(1-o) \circ W_o\,dh + o\,(1-\tanh^2 c') \circ dc']
+    """
+
+    gates = 4
+
+    def __init__(
+        self,
+        weight_ih: Tensor,
+        weight_hh: Tensor,
+        bias_ih: Tensor | None,
+        bias_hh: Tensor | None,
+        weight_hr: Tensor | None = None,
+    ) -> None:
+        super().__init__(weight_ih, weight_hh, bias_ih, bias_hh)
+        self.weight_hr = weight_hr
+        self.output_size = weight_hh.shape[1]
+        self.state_size = self.output_size + self.hidden_size
+
+    def _project(self, h: Tensor) -> Tensor:
+        return h if self.weight_hr is None else h @ self.weight_hr.mT
+
+    def _split(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        return state[..., : self.output_size], state[..., self.output_size :]
+
+    def step(self, state: Tensor, drive: Tensor) -> Tensor:
+        h, c = self._split(state)
+        i, f, g, o = (drive + self._recur(h)).chunk(4, -1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        return torch.cat([self._project(torch.sigmoid(o) * torch.tanh(c)), c], -1)
+
+    def linearise(self, states: Tensor, drive: Tensor) -> Factors:
+        h, c = self._split(states)
+        a_i, a_f, a_g, a_o = (drive + self._recur(h)).chunk(4, -1)
+        i, f, g, o = torch.sigmoid(a_i), torch.sigmoid(a_f), torch.tanh(a_g), torch.sigmoid(a_o)
+        next_c = f * c + i * g
+        by_i, by_f = g * _sigmoid_slope(a_i), c * _sigmoid_slope(a_f)
+        by_g, by_o = i * _tanh_slope(a_g), torch.tanh(next_c) * _sigmoid_slope(a_o)
+        return torch.cat([by_i, by_f, by_g, by_o], -1), f, o * _tanh_slope(next_c)
+
+    def push_forward(self, factors: Factors, tangents: Tensor) -> Tensor:
+        by_gate, f, s = factors
+        dh, dc = tangents[..., : self.output_size, :], tangents[..., self.output_size :, :]
+        pushed = by_gate.unsqueeze(-1) * (self.weight_hh @ dh)
+        by_i, by_f, by_g, by_o = pushed.chunk(4, -2)
+        dc = f.unsqueeze(-1) * dc + by_i + by_f + by_g
+        dh = by_o + s.unsqueeze(-1) * dc
+        return torch.cat([dh if self.weight_hr is None else self.weight_hr @ dh, dc], -2)
+
+    def log_volume(self, factors: Factors) -> Tensor:
+        # Row operations take the dc' block out of dh': det J = prod(f) · det(P diag(by_o) W_o).
+        by_gate, f, _ = factors
+        by_o, weight_o = by_gate.chunk(4, -1)[3], self.weight_hh.chunk(4)[3]
+        if self.weight_hr is None:
+            h_block = by_o.abs().log().sum(-1) + torch.linalg.slogdet(weight_o).logabsdet
+        else:
+            h_block = torch.linalg.slogdet((self.weight_hr * by_o.unsqueeze(-2)) @ weight_o).logabsdet
+        return f.log().sum(-1) + h_block
+
+
+class CellMap(Recurrence):
+    """Any callable ``cell(x, state) -> state``; rows of the batch must not act on each other.
+
+    Derivatives are forward-mode (:func:`torch.func.jvp`, vectorised over the tangents). Where an operator of the cell
+    has no forward-mode rule, as the fused CUDA cells, Jacobian rows come from reverse mode instead.
+
+    Args:
+        cell: The map. The parameters of a module are copied, detached and cast; any other callable runs as it is.
+        template: A state as the cell takes it, one tensor or a tuple, ``(B, ...)``: gives structure and shapes.
+        driven: False where the cell is to be called with None as input.
+        dtype: Floating type; must be that of the template unless the cell is a module.
+    """
+
+    def __init__(self, cell: Cell, template: State, *, driven: bool, dtype: torch.dtype) -> None:
+        self.cell, self.template, self.driven, self.dtype = cell, template, driven, dtype
+        self.shapes = [part.shape[1:] for part in as_parts(template)]
+        self.sizes = [shape.numel() for shape in self.shapes]
+        self.state_size, self.output_size = sum(self.sizes), self.sizes[0]
+        # Buffers are cloned, not only cast: a cell may write to them, and must then write to ours.
+        self._tensors = (
+            {name: _cast(tensor.detach(), dtype).clone() for name, tensor in _named_tensors(cell)}
+            if isinstance(cell, nn.Module)
+            else {}
+        )
+        self._forward_mode: bool | None = None
+
+    def flatten(self, state: State) -> Tensor:
+        """The parts of a state, each ``(B, ...)``, side by side: ``(B, D)``."""
+        return torch.cat([part.reshape(part.shape[0], -1) for part in as_parts(state)], -1)
+
+    def unflatten(self, state: Tensor) -> State:
+        """The inverse of :meth:`flatten`."""
+        parts = tuple(
+            part.reshape(part.shape[0], *shape)
+            for part, shape in zip(state.split(self.sizes, -1), self.shapes, strict=True)
+        )
+        return parts[0] if isinstance(self.template, Tensor) else parts
+
+    def step(self, state: Tensor, drive: Tensor) -> Tensor:
+        arguments = (_cast(drive, self.dtype) if self.driven else None, self.unflatten(state))
+        if isinstance(self.cell, nn.Module):
+            result = functional_call(self.cell, self._tensors, arguments)
+        else:
+            result = self.cell(*arguments)
+        parts = as_parts(result)
+        shapes = [tuple(part.shape[1:]) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
+        if shapes != [tuple(shape) for shape in self.shapes]:
+            raise ValueError(
+                f"system must return the next state as it takes it, parts of shape "
+                f"{[tuple(s) for s in self.shapes]} after the batch; it returned {shapes}."
+            )
+        return self.flatten(result)
+
+    def linearise(self, states: Tensor, drive: Tensor) -> Factors:
+        return states, drive
+
+    def push_forward(self, factors: Factors, tangents: Tensor) -> Tensor:
+        state, drive = factors
+        if self._forward_mode is None:
+            self._forward_mode = self._has_forward_mode(state, drive, tangents)
+        if self._forward_mode:
+            return self._push_by_forward_mode(state, drive, tangents)
+        return self._push_by_reverse_mode(state, drive, tangents)
+
+    def _has_forward_mode(self, state: Tensor, drive: Tensor, tangents: Tensor) -> bool:
+        """Whether every operator of the cell has a forward-mode and a batching rule: tried on one tangent."""
+        try:
+            self._push_by_forward_mode(state, drive, tangents[..., :1])
+        except (RuntimeError, NotImplementedError):  # what torch raises for a missing rule
+            return False
+        return True
+
+    def _push_by_forward_mode(self, state: Tensor, drive: Tensor, tangents: Tensor) -> Tensor:
+        def push(tangent: Tensor) -> Tensor:
+            pushed: Tensor = jvp(lambda h: self.step(h, drive), (state,), (tangent,))[1]
+            return pushed
+
+        # Random cells (noise in the state) draw the same for every tangent: one Jacobian per step.
+        return vmap(push, in_dims=-1, out_dims=-1, randomness="same")(tangents)
+
+    def _push_by_reverse_mode(self, state: Tensor, drive: Tensor, tangents: Tensor) -> Tensor:
+        with torch.enable_grad():
+            h = state.detach().clone().requires_grad_()
+            image = self.step(h, drive)
+            rows = [
+                torch.autograd.grad(image[:, d].sum(), h, retain_graph=True, allow_unused=True)[0]
+                for d in range(self.state_size)
+            ]
+        return torch.stack([torch.zeros_like(state) if row is None else row for row in rows], -2) @ tangents
+
+    def to(self, dtype: torch.dtype) -> Recurrence:
+        if dtype == self.dtype or not isinstance(self.cell, nn.Module):
+            return self
+        return CellMap(self.cell, self.template, driven=self.driven, dtype=dtype)
+
+
+def as_parts(state: State) -> Sequence[Tensor]:
+    """A state as a sequence of tensors, whether it is one or several."""
+    return state if isinstance(state, tuple | list) else (state,)
+
+
+def _tanh_slope(a: Tensor) -> Tensor:
+    """1 - tanh(a)², without the cancellation that turns a saturated unit into an exactly dead one."""
+    decay = torch.exp(-2 * a.abs())
+    return 4 * decay / (1 + decay).square()
+
+
+def _sigmoid_slope(a: Tensor) -> Tensor:
+    """σ(a)(1 - σ(a)), without cancellation."""
+    return torch.sigmoid(a) * torch.sigmoid(-a)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Change the floating type; leave indices and flags alone."""
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*module.named_parameters(), *module.named_buffers()]
+
+
+def _effective(module: nn.Module, name: str, dtype: torch.dtype) -> Tensor | None:
+    """The weight a module computes with, through parametrisations, detached and cast; None where it has none."""
+    weight = getattr(module, name, None)
+    return None if weight is None else weight.detach().to(dtype)
+
+
+def module_map(module: nn.Module, dtype: torch.dtype, suffix: str = "") -> Recurrence:
+    """The map of one layer and direction of a torch recurrent module, or of a torch cell.
+
+    Args:
+        module: ``nn.RNN``, ``nn.GRU``, ``nn.LSTM`` or one of the cells, in eval mode (reading a parametrised weight in
+            train mode may change it, as spectral normalisation does).
+        dtype: Floating type of the map.
+        suffix: Torch's suffix of the layer's weights: ``"_l0"``, ``"_l1_reverse"``; empty for a cell.
+    """
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    weight_ih, weight_hh, bias_ih, bias_hh = (_effective(module, name + suffix, dtype) for name in names)
+    if weight_ih is None or weight_hh is None:
+        raise ValueError(f"system: {type(module).__name__} has no recurrent weights weight_hh{suffix}.")
+    if isinstance(module, nn.LSTM | nn.LSTMCell):
+        return LSTMMap(weight_ih, weight_hh, bias_ih, bias_hh, _effective(module, "weight_hr" + suffix, dtype))
+    if isinstance(module, nn.GRU | nn.GRUCell):
+        return GRUMap(weight_ih, weight_hh, bias_ih, bias_hh)
+    assert isinstance(module, nn.RNN | nn.RNNCell)
+    return ElmanMap(weight_ih, weight_hh, bias_ih, bias_hh, module.nonlinearity)

@@ -1,0 +1,376 @@
+r"""The Lyapunov spectrum: growth rates of tangent vectors, averaged along a trajectory.
+
+.. math:: \lambda_i = \frac{1}{N} \sum_{n=1}^{N} \ln |R^{(n)}_{ii}|, \qquad J_n Q_{n-1} = Q_n R^{(n)}
+
+Exponents are in nats per step, largest first, and conditional on the driving input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_lyapunov.isolation import measuring
+from lightning_lyapunov.orthonormal import PrecisionLaw, gap_budget
+from lightning_lyapunov.recurrence import Factors, Recurrence, State
+from lightning_lyapunov.tangent import Growth, push_along, random_frame
+from lightning_lyapunov.trajectory import Inputs, Trajectory, device_of, trajectories, unwrap
+
+CHUNK = 32
+"""Steps between two looks at the precision law; also the longest interval, and what bounds the memory."""
+PILOT = 8
+"""Steps reorthonormalised one by one before the law first has a spread to go by."""
+BLOCKS, FEWEST_BLOCKS = 32, 8
+"""Stretches of time whose spread is the standard error where there is a single sequence; the fewest that tell."""
+
+
+@dataclass(frozen=True, eq=False)
+class LyapunovSpectrum:
+    """Lyapunov exponents of a driven map, with their error bars and how they were measured."""
+
+    exponents: Tensor
+    """(K,) nats per step, mean over sequences, largest first; ``-inf`` for a dead direction, NaN where unknown."""
+    stderr: Tensor
+    """(K,) nats per step: spread between sequences over the root of their number. For a single sequence, the spread
+    between stretches of time, if there are at least 8; else NaN."""
+    per_sequence: Tensor
+    """(B, K) nats per step, rows as in the inputs; NaN for a sequence that ended within the transient."""
+    trusted: Tensor
+    """(K,) bool: within the precision law, so that rounding moved the exponent by less than 1e-3."""
+    dimension: int
+    """D, the dimension of the whole state; K of its exponents were measured."""
+    steps: int
+    """Steps measured, of the longest sequence, after the transient."""
+    sequences: int
+    """B, the number of sequences measured."""
+    transient: int
+    """Steps run before growth counted."""
+    interval: float
+    """Mean number of steps between reorthonormalisations."""
+    dtype: torch.dtype
+    """Floating type in which the tangent vectors were propagated."""
+    driven: bool
+    """Whether an input drove the map; False for an autonomous one."""
+    volume_rate: float
+    r"""Mean :math:`\ln|\det J|` per step, computed without tangent vectors: what a whole spectrum must sum to.
+    NaN where it would cost more than the measurement."""
+    parts: Mapping[str, LyapunovSpectrum] = field(default_factory=dict)
+    """The layers this spectrum is the union of; empty for a single layer."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether all exponents of the state were measured."""
+        return len(self.exponents) == self.dimension
+
+    @property
+    def layers(self) -> Mapping[str, LyapunovSpectrum]:
+        """The spectrum of each layer and direction, by name; a single layer has itself alone."""
+        return self.parts or {"l0": self}
+
+    @property
+    def sum_rule_error(self) -> float:
+        """Sum of the exponents less the volume rate, nats per step: a self-check, NaN unless both are known."""
+        return float(self.exponents.sum()) - self.volume_rate if self.complete else math.nan
+
+    def __repr__(self) -> str:
+        top = f"max {float(self.exponents[0]):+.4f} ± {float(self.stderr[0]):.4f}"
+        trusted = f"{int(self.trusted.sum())} trusted"
+        return (
+            f"LyapunovSpectrum({len(self.exponents)} of {self.dimension} exponents, {top} nats/step, {trusted}, "
+            f"{self.steps} steps × {self.sequences} sequences)"
+        )
+
+    @staticmethod
+    def union(parts: Mapping[str, LyapunovSpectrum], k: int | None = None) -> LyapunovSpectrum:
+        """The spectrum of independent or stacked cocycles: the sorted union of theirs.
+
+        Exact for stacked layers in the limit of many steps, since the Jacobian of the stack is block triangular.
+
+        Args:
+            parts: Spectra by name; where their numbers of sequences differ, missing rows are NaN.
+            k: Keep the leading k exponents; all if None.
+
+        Raises:
+            ValueError: If there are no parts.
+        """
+        if not parts:
+            raise ValueError("parts must hold at least one spectrum; got none.")
+        spectra = list(parts.values())
+        rows = max(s.sequences for s in spectra)
+        padded = [torch.cat([s.per_sequence, s.per_sequence.new_full((rows - s.sequences, len(s.exponents)), math.nan)])
+                  for s in spectra]  # fmt: skip
+        exponents, order = _sorted(torch.cat([s.exponents for s in spectra]))
+        order = order[:k]
+        return LyapunovSpectrum(
+            exponents=exponents[:k],
+            stderr=torch.cat([s.stderr for s in spectra])[order],
+            per_sequence=torch.cat(padded, 1)[:, order],
+            trusted=torch.cat([s.trusted for s in spectra])[order],
+            dimension=sum(s.dimension for s in spectra),
+            steps=min(s.steps for s in spectra),
+            sequences=rows,
+            transient=max(s.transient for s in spectra),
+            interval=sum(s.interval for s in spectra) / len(spectra),
+            dtype=spectra[0].dtype,
+            driven=any(s.driven for s in spectra),
+            volume_rate=sum(s.volume_rate for s in spectra),
+            parts=dict(parts),
+        )
+
+
+def lyapunov_spectrum(
+    system: Any,
+    inputs: Inputs | None,
+    *,
+    state: State | None = None,
+    steps: int | None = None,
+    k: int | None = None,
+    transient: int = 0,
+    interval: int | None = None,
+    dtype: torch.dtype | None = None,
+    tolerance: float | None = None,
+    generator: torch.Generator | None = None,
+) -> LyapunovSpectrum:
+    r"""Estimate the Lyapunov spectrum of a driven map by QR (Benettin's method).
+
+    .. math:: \lambda_i = \frac{1}{N} \sum_{n=1}^{N} \ln |R^{(n)}_{ii}|, \qquad J_n Q_{n-1} = Q_n R^{(n)}
+
+    Layers of a stack, and directions of a bidirectional layer, are cocycles of their own: each is measured alone
+    (:attr:`LyapunovSpectrum.layers`), and the network's spectrum is their sorted union. Dropout is off, as in eval
+    mode; the system, its mode and the random state are left as they were.
+
+    Args:
+        system: The map :math:`h_{t+1} = f(h_t, x_t)`: ``nn.RNN``, ``nn.GRU``, ``nn.LSTM``, one of torch's cells, or a
+            callable ``cell(x, state) -> state`` whose state is a tensor ``(B, ...)`` or a tuple of them. The state is
+            the whole state: (h, c) for an LSTM.
+        inputs: For a module what its forward takes (batch first, unbatched and packed included); for a cell or a
+            callable ``(T, B, ...)``; None for an autonomous map, with ``steps`` and, for a callable, ``state`` given.
+        state: Initial state, as the system takes it; zeros if None.
+        steps: Steps to run, the transient included; all the inputs have if None.
+        k: Number of leading exponents, ``1 <= k <= D``; all of them if None. Cost grows with k.
+        transient: Steps at the start during which state and frame settle and growth does not count.
+        interval: Steps between reorthonormalisations; chosen by the precision law
+            (:mod:`lightning_lyapunov.orthonormal`) if None.
+        dtype: ``torch.float32`` or ``torch.float64``; if None the trajectory is float64, and so are the tangent
+            vectors unless they spread so little that float32 loses nothing.
+        tolerance: Stop early, at the first look after 32 measured steps at which every exponent's standard error is
+            below it, in nats per step.
+        generator: Source of the initial frame; a private one with seed 0 if None.
+
+    Returns:
+        The exponents ``(K,)``, each with its standard error, and how they were measured.
+
+    Raises:
+        ValueError: If an argument does not fit the system, holds NaN, or leaves no step to measure; the message names
+            the argument, what it was and what would do.
+
+    Source:
+        Benettin et al., Meccanica 15 (1980) 9-30; compared with other methods in Geist et al., Prog. Theor. Phys. 83
+        (1990) 875-893. For stacked and gated networks: Engelken, Wolf, Abbott, arXiv:2006.02427.
+
+    Example:
+        >>> import torch
+        >>> from lightning_lyapunov import lyapunov_spectrum
+        >>> def henon(_, state):
+        ...     x, y = state[:, :1], state[:, 1:]
+        ...     return torch.cat([1 - 1.4 * x**2 + y, 0.3 * x], 1)
+        >>> start = torch.zeros(1, 2, dtype=torch.float64)
+        >>> spectrum = lyapunov_spectrum(henon, None, state=start, steps=4000, transient=100)
+        >>> [round(float(e), 1) for e in spectrum.exponents]
+        [0.4, -1.6]
+    """
+    system = unwrap(system)
+    _check_options(k, transient, interval, dtype, tolerance)
+    with measuring(system, device_of(system, inputs, state)):
+        paths = trajectories(system, inputs, state, steps, dtype)
+        dimension = sum(path.recurrence.state_size for path in paths.values())
+        if k is not None and k > dimension:
+            raise ValueError(f"k must lie in [1, {dimension}], the dimension of the state; got {k}.")
+        driven = inputs is not None
+        parts = {
+            name: _measure(path, k, transient, interval, dtype, tolerance, generator, driven)
+            for name, path in paths.items()
+        }
+    return next(iter(parts.values())) if len(parts) == 1 else LyapunovSpectrum.union(parts, k)
+
+
+def _check_options(
+    k: int | None, transient: int, interval: int | None, dtype: torch.dtype | None, tolerance: float | None
+) -> None:
+    if k is not None and k < 1:
+        raise ValueError(f"k must be at least 1, or None for the whole spectrum; got {k}.")
+    if transient < 0:
+        raise ValueError(f"transient must be at least 0; got {transient}.")
+    if interval is not None and interval < 1:
+        raise ValueError(f"interval must be at least 1, or None for the precision law to choose; got {interval}.")
+    if dtype not in (None, torch.float32, torch.float64):
+        raise ValueError(f"dtype must be torch.float32, torch.float64 or None; got {dtype}.")
+    if tolerance is not None and not tolerance > 0:
+        raise ValueError(f"tolerance must be above 0 nats per step, or None; got {tolerance}.")
+
+
+def _measure(
+    path: Trajectory,
+    k: int | None,
+    transient: int,
+    interval: int | None,
+    dtype: torch.dtype | None,
+    tolerance: float | None,
+    generator: torch.Generator | None,
+    driven: bool,
+) -> LyapunovSpectrum:
+    """The spectrum of one map along its trajectory."""
+    steps, sequences, size = len(path.drive), path.states.shape[1], path.states.shape[2]
+    k = min(k or size, size)
+    if transient >= steps:
+        raise ValueError(f"transient must leave at least one of the {steps} steps to measure; got {transient}.")
+
+    frame = random_frame(size, k, path.states.device, generator).expand(sequences, size, k)
+    may_narrow = dtype is None and path.recurrence.to(torch.float32).dtype == torch.float32
+    law = PrecisionLaw(path.recurrence.dtype, interval, may_narrow=may_narrow, limit=CHUNK)
+    tally = _Tally(sequences, k, path.states.device)
+    for start, stop in _stretches(steps, transient, interval):
+        factors = path.recurrence.linearise(path.states[start:stop], path.drive[start:stop])
+        running = path.running[start:stop]
+        settled, growth = _push(path.recurrence, factors, running, frame, law)
+        if law.is_breached_by(float(growth.gap.max())):
+            law.retreat()
+            settled, growth = _push(path.recurrence, factors, running, frame, law)
+        frame = settled
+        if start >= transient:
+            tally.add(growth, law.dtype, running, _log_volume(path.recurrence, factors, k))
+            if tolerance is not None and tally.is_within(tolerance):
+                break
+        law.learn(float(growth.gap.max()), growth.intervals)
+    exponents, stderr, per_sequence = tally.averages()
+    exponents, order = _sorted(exponents)
+    return LyapunovSpectrum(
+        exponents=exponents,
+        stderr=stderr[order],
+        per_sequence=_in_users_order(per_sequence, path.order)[:, order],
+        trusted=tally.trusted[order] & exponents.isfinite(),
+        dimension=size,
+        steps=tally.steps,
+        sequences=sequences,
+        transient=transient,
+        interval=tally.steps / tally.intervals,
+        dtype=tally.dtype,
+        driven=driven,
+        volume_rate=tally.volume_rate(),
+    )
+
+
+def _stretches(steps: int, transient: int, interval: int | None) -> Iterator[tuple[int, int]]:
+    """Cut the steps into a pilot, chunks and, at its end, the transient; a fixed interval divides the chunks."""
+    chunk = CHUNK if interval is None else interval * max(1, CHUNK // interval)
+    start = 0
+    while start < steps:
+        length = PILOT if start == 0 and interval is None else chunk
+        stop = min(start + length, transient if start < transient else steps)
+        yield start, stop
+        start = stop
+
+
+def _push(
+    recurrence: Recurrence, factors: Factors, running: list[int], frame: Tensor, law: PrecisionLaw
+) -> tuple[Tensor, Growth]:
+    """Push the frame along a stretch, in the type and at the interval that the law allows."""
+    recurrence = recurrence.to(law.dtype)
+    factors = tuple(f.to(law.dtype) if f.is_floating_point() else f for f in factors)
+    return push_along(recurrence, factors, running, frame.to(law.dtype), law.interval)
+
+
+def _log_volume(recurrence: Recurrence, factors: Factors, k: int) -> Tensor | None:
+    """ln|det J| ``(T, B)`` in closed form, else by LU where that costs no more than pushing k directions."""
+    closed = recurrence.log_volume(factors)
+    if closed is None and recurrence.state_size <= 4 * k:
+        return recurrence.dense_log_volume(factors)
+    return closed
+
+
+class _Tally:
+    """Growth summed over the measured stretches, and what follows from it."""
+
+    def __init__(self, sequences: int, k: int, device: torch.device) -> None:
+        self.steps = self.intervals = 0
+        self.dtype = torch.float64
+        self.trusted = torch.ones(k, dtype=torch.bool, device=device)
+        self._log: Tensor | float = 0.0
+        self._steps_of = [0] * sequences
+        self._stretches: list[tuple[Tensor, int]] = []  # of a single sequence, for its error bar
+        self._volume: Tensor | float | None = 0.0
+
+    def add(self, growth: Growth, dtype: torch.dtype, running: list[int], log_volume: Tensor | None) -> None:
+        self._log = self._log + growth.log
+        self.trusted &= growth.gap.amax(0) <= gap_budget(dtype)
+        self.dtype = min(self.dtype, dtype, key=lambda d: torch.finfo(d).bits)
+        self.intervals += growth.intervals
+        self.steps += len(running)
+        for row in range(running[0]):
+            self._steps_of[row] += len(running) if row < running[-1] else sum(rows > row for rows in running)
+        if len(self._steps_of) == 1:
+            self._stretches.append((growth.log[0], len(running)))
+        self._add_volume(log_volume, running)
+
+    def _add_volume(self, log_volume: Tensor | None, running: list[int]) -> None:
+        if log_volume is None or self._volume is None:
+            self._volume = None
+            return
+        row = torch.arange(log_volume.shape[1], device=log_volume.device)
+        active = row < torch.tensor(running, device=log_volume.device).unsqueeze(1)
+        self._volume = self._volume + torch.where(active, log_volume, 0.0).sum()
+
+    def volume_rate(self) -> float:
+        return math.nan if self._volume is None else float(self._volume) / sum(self._steps_of)
+
+    def averages(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Exponents ``(K,)``, their standard errors ``(K,)`` and the exponents of each sequence ``(B, K)``."""
+        log = torch.as_tensor(self._log)
+        steps = torch.tensor(self._steps_of, dtype=log.dtype, device=log.device)
+        mean, error = _mean_and_error(log, steps)
+        if len(log) == 1:
+            error = _mean_and_error(*self._blocks())[1]
+        return mean, error, log / steps.unsqueeze(1)
+
+    def is_within(self, tolerance: float) -> bool:
+        """Whether enough was measured for every standard error to be below the tolerance; dead directions have none."""
+        exponents, error, _ = self.averages()
+        return self.steps >= CHUNK and bool((error[exponents.isfinite()] < tolerance).all())
+
+    def _blocks(self) -> tuple[Tensor, Tensor]:
+        """The stretches of a single sequence joined into at most :data:`BLOCKS`: growth ``(S, K)`` and steps (S,)."""
+        joined = math.ceil(len(self._stretches) / BLOCKS)
+        groups = [self._stretches[i : i + joined] for i in range(0, len(self._stretches), joined)]
+        groups = groups if len(groups) >= FEWEST_BLOCKS else groups[:1]
+        log = torch.stack([torch.stack([log for log, _ in group]).sum(0) for group in groups])
+        return log, torch.tensor([sum(n for _, n in group) for group in groups], dtype=log.dtype, device=log.device)
+
+
+def _mean_and_error(log: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean rate (K,) of samples that grew by ``log`` ``(S, K)`` in ``steps`` (S,), and its standard error (K,).
+
+    Samples weigh by their steps; with equal steps the error is the usual one, the standard deviation over √S.
+    """
+    log, steps = log[steps > 0], steps[steps > 0]
+    mean = log.sum(0) / steps.sum()
+    if len(log) < 2:
+        return mean, torch.full_like(mean, math.nan)
+    weights = (steps / steps.sum()).unsqueeze(1)
+    variance = (weights * (log / steps.unsqueeze(1) - mean)).square().sum(0) * len(log) / (len(log) - 1)
+    return mean, variance.sqrt()
+
+
+def _sorted(exponents: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest first, the unknown last."""
+    order = exponents.nan_to_num(nan=-math.inf, neginf=-math.inf).sort(descending=True, stable=True).indices
+    return exponents[order], order
+
+
+def _in_users_order(rows: Tensor, order: Tensor | None) -> Tensor:
+    """Undo the sorting of sequences by length."""
+    return rows if order is None else rows[order.argsort()]
