@@ -1,0 +1,326 @@
+"""The inputs that reach a recurrent layer in the user's own forward pass.
+
+A forward hook on the layer keeps a bounded, detached copy of what drove it. Nothing is run and no loader is touched for
+it. A layer or cell that is called step by step in a Python loop is recorded call by call, and calls whose state is what
+the call before returned are joined to one sequence again.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from lightning_lyapunov.recurrence import State, as_parts
+from lightning_lyapunov.trajectory import check_supported
+
+Parts = tuple[Tensor, ...]
+
+
+def find_layers(model: nn.Module, names: str | Sequence[str] | None = None) -> tuple[dict[str, nn.Module], list[str]]:
+    """The recurrent layers of a model, by the names they are shown under.
+
+    Args:
+        model: Any module; wrappers of ``torch.compile`` inside it are seen through.
+        names: Which submodules to take: torch's recurrent modules and cells, or a cell of your own whose forward is
+            ``(x, state) -> state``. All of torch's that can be measured if None.
+
+    Returns:
+        The layers, and what looked recurrent but cannot be measured, a line each.
+
+    Raises:
+        ValueError: If there is none, or a name does not exist; the message lists what there is.
+    """
+    modules = {_shown(name): module for name, module in model.named_modules() if not _is_wrapper(module)}
+    if names is not None:
+        wanted = [names] if isinstance(names, str) else list(names)
+        for name in wanted:
+            if name not in modules:
+                raise ValueError(f"module: the model has no {name!r}; it has {_listed(modules)}.")
+        return {name: modules[name] for name in wanted}, []
+    layers, unsupported = {}, []
+    for name, module in modules.items():
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase) and not isinstance(module, torch.jit.ScriptModule):
+            try:
+                check_supported(module)
+                layers[name] = module
+            except ValueError as error:
+                unsupported.append(f"{name}: {error}")
+        elif _looks_recurrent(module):
+            unsupported.append(f"{name}: {_class_name(module)} is not one of torch's own recurrent layers")
+    if not layers:
+        found = f" Found but not measurable: {'; '.join(unsupported)}." if unsupported else ""
+        raise ValueError(
+            f"module: the model has no nn.RNN, nn.GRU, nn.LSTM or torch cell; it has {_listed(modules)}.{found} A cell of "
+            "your own, (x, state) -> state, is measured when it is named: module='name'."
+        )
+    return layers, unsupported
+
+
+def _shown(name: str) -> str:
+    """A module's name as the user wrote it, without the segments that wrappers add."""
+    return re.sub(r"(^|\.)(_orig_mod|_fsdp_wrapped_module)(?=\.|$)", "", name).lstrip(".")
+
+
+def _is_wrapper(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "_orig_mod", None), nn.Module)
+
+
+def _class_name(module: nn.Module) -> str:
+    return str(getattr(module, "original_name", type(module).__name__))  # a scripted module hides its own
+
+
+def _looks_recurrent(module: nn.Module) -> bool:
+    inside = any(isinstance(part, nn.RNNBase | nn.RNNCellBase) for part in module.modules())
+    return re.search(r"RNN|GRU|LSTM", _class_name(module)) is not None and not inside
+
+
+def _listed(modules: dict[str, nn.Module], limit: int = 20) -> str:
+    names = [f"{name} ({_class_name(module)})" for name, module in modules.items() if name]
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return (", ".join(names[:limit]) or "no submodules") + more
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of a layer, or several that continued each other."""
+
+    inputs: Tensor
+    """``(T, B, ...)``."""
+    lengths: Tensor
+    """(B,) steps of each row, on the CPU."""
+    before: Parts | None
+    """The parts of the state it was given; None if it was given none."""
+    after: Parts
+    """The parts of the state it returned."""
+
+    @property
+    def steps(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def rows(self) -> int:
+        return self.inputs.shape[1]
+
+    def is_continued_by(self, call: _Call) -> bool:
+        """Whether ``call`` was given the very state that this one returned."""
+        return call.before is not None and all(map(torch.equal, self.after, call.before))
+
+
+class _Hook:
+    """What a layer holds: a way back to its probe, and nothing that a copy or a pickle of the layer would carry."""
+
+    def __init__(self, probe: Probe | None = None) -> None:
+        self._probe = None if probe is None else weakref.ref(probe)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        # A layer that is being compiled is left alone: a recorded call would be another graph, and other rounding.
+        if torch.compiler.is_compiling() or self._probe is None or (probe := self._probe()) is None:
+            return
+        probe.record(args, kwargs, output)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
+        return _Hook()
+
+    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
+        return _Hook, ()
+
+
+class Probe:
+    """Keeps what drove one layer, up to ``num_sequences`` × ``num_steps``, of the batches it is told to watch.
+
+    Args:
+        layer: The module to watch.
+        num_sequences: Rows to keep; of a batch the first ones.
+        num_steps: Steps to keep of each; the first ones.
+    """
+
+    def __init__(self, layer: nn.Module, num_sequences: int, num_steps: int) -> None:
+        self.layer = layer
+        self.num_sequences, self.num_steps = num_sequences, num_steps
+        self._signature = inspect.signature(layer.forward)
+        self._handle = layer.register_forward_hook(_Hook(self), with_kwargs=True)
+        self._is_single = True  # whether a state is one tensor rather than a tuple of them
+        self._keeps_latest = False
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of what was recorded."""
+        self._batches: list[list[_Call]] = []
+        self._trouble: Exception | None = None
+        self._is_recording = False
+
+    def begin_batch(self, *, keep_latest: bool) -> None:
+        """Record the calls of one batch, unless the first batches are wanted and there are enough of them.
+
+        Args:
+            keep_latest: Keep the latest batches rather than the first; a change of mind forgets what there is.
+        """
+        if keep_latest != self._keeps_latest:
+            self.forget()
+        self._keeps_latest = keep_latest
+        enough = self._rows(self._batches) >= self.num_sequences
+        while keep_latest and self._batches and self._rows(self._batches[1:]) >= self.num_sequences:
+            del self._batches[0]
+        self._is_recording = keep_latest or not enough
+        if self._is_recording:
+            self._batches.append([])
+
+    def end_batch(self) -> None:
+        """Record no more until the next batch."""
+        self._is_recording = False
+
+    def remove(self) -> None:
+        """Take the hook off the layer and let go of what was recorded."""
+        self._handle.remove()
+        self.forget()
+
+    @property
+    def has_recorded(self) -> bool:
+        """Whether there is anything to measure, or to complain about."""
+        return self._trouble is not None or any(self._batches)
+
+    def _rows(self, batches: list[list[_Call]]) -> int:
+        return sum(max((call.rows for call in batch), default=0) for batch in batches)
+
+    # ---------------------------------------------------------------- recording
+
+    def record(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Keep one call of the layer; neither raises nor holds on to the graph."""
+        if not self._is_recording:
+            return
+        batch = self._batches[-1]
+        sequences = max(1, sum(call.before is None for call in batch))
+        if sum(call.steps for call in batch) >= self.num_steps * sequences and self._was_given_state(args, kwargs):
+            return  # this sequence is long enough
+        try:
+            with torch.no_grad():
+                call = self._call(args, kwargs, output)
+        except Exception as error:  # told when the measurement is due, outside the user's forward pass
+            self._trouble = error
+            return
+        if call.rows:
+            batch.append(call)
+
+    def _was_given_state(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        return len(args) > 1 or len(kwargs) > 1
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> _Call:
+        inputs, state = self._arguments(args, kwargs)
+        after = output
+        if isinstance(self.layer, nn.RNNBase):
+            inputs, lengths = self._time_first(inputs)
+            after = output[1]
+        else:
+            unbatched = isinstance(self.layer, nn.RNNCellBase) and inputs.dim() == 1
+            inputs = inputs.view(1, 1, -1) if unbatched else inputs.unsqueeze(0)
+            lengths = torch.ones(inputs.shape[1], dtype=torch.long)
+        self._is_single = isinstance(after, Tensor)
+        batch = inputs.shape[1]
+        inputs = inputs[: self.num_steps, : self.num_sequences].detach().clone()
+        lengths = lengths[: self.num_sequences].clamp(max=len(inputs))
+        return _Call(inputs, lengths, None if state is None else self._rows_of(state, batch), self._rows_of(after, batch))
+
+    def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        """The inputs and the state a call was given, however they were passed."""
+        bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        values = list(bound.arguments.values())
+        if len(values) < 2 or not isinstance(values[0], Tensor | PackedSequence):
+            raise ValueError(
+                f"{_class_name(self.layer)}.forward must take (x, state), x a tensor; it takes {list(bound.arguments)}"
+            )
+        return values[0], values[1]
+
+    def _time_first(self, inputs: Tensor | PackedSequence) -> tuple[Tensor, Tensor]:
+        if isinstance(inputs, PackedSequence):
+            return pad_packed_sequence(inputs)
+        if inputs.dim() == 2:
+            inputs = inputs.unsqueeze(1)
+        elif self.layer.batch_first:
+            inputs = inputs.transpose(0, 1)
+        return inputs, torch.full((inputs.shape[1],), len(inputs))
+
+    def _rows_of(self, state: State, batch: int) -> Parts:
+        """The first rows of a state, copied; a module's state has its layers before its rows."""
+        parts = as_parts(state)
+        if not all(isinstance(part, Tensor) for part in parts):
+            kinds = [type(part).__name__ for part in parts]
+            raise ValueError(f"the state of {_class_name(self.layer)} must be a tensor or a tuple of them; got {kinds}")
+        if isinstance(self.layer, nn.RNNBase):
+            parts = [part.reshape(-1, batch, part.shape[-1]) for part in parts]
+        elif isinstance(self.layer, nn.RNNCellBase):
+            parts = [part.reshape(batch, part.shape[-1]) for part in parts]
+        return tuple(part.detach()[self._rows_upto(self.num_sequences)].clone() for part in parts)
+
+    def _rows_upto(self, rows: int) -> tuple[slice, ...]:
+        return (slice(None), slice(rows)) if isinstance(self.layer, nn.RNNBase) else (slice(rows),)
+
+    # ---------------------------------------------------------------- giving
+
+    def sequences(self) -> tuple[PackedSequence, State | None, int]:
+        """What was recorded, as :func:`~lightning_lyapunov.lyapunov_spectrum` takes it.
+
+        Returns:
+            Inputs, packed; the initial state, None for zeros; and the dimension of the state.
+
+        Raises:
+            ValueError: If nothing usable reached the layer.
+        """
+        if self._trouble is not None:
+            raise ValueError(f"inputs of the layer could not be recorded: {self._trouble}") from self._trouble
+        kept: list[_Call] = []
+        for call in (joined for batch in self._batches for joined in self._join(batch)):
+            if (room := self.num_sequences - sum(c.rows for c in kept)) > 0:
+                kept.append(self._first_rows(call, room))
+        if not kept:
+            raise ValueError("inputs: none reached the layer in the forward pass (a compiled cell cannot be watched).")
+        steps = max(call.steps for call in kept)
+        inputs = torch.cat([_padded(call.inputs, steps) for call in kept], 1)
+        packed = pack_padded_sequence(inputs, torch.cat([call.lengths for call in kept]), enforce_sorted=False)
+        dimension = sum(part.numel() for part in kept[0].after) // kept[0].rows
+        return packed, self._initial_state(kept), dimension
+
+    def _join(self, calls: list[_Call]) -> list[_Call]:
+        """Calls that continue each other, as sequences."""
+        joined: list[_Call] = []
+        for call in calls:
+            if joined and joined[-1].is_continued_by(call):
+                last = joined[-1]
+                inputs = torch.cat([last.inputs, call.inputs])[: self.num_steps]
+                lengths = (last.lengths + call.lengths).clamp(max=self.num_steps)
+                joined[-1] = _Call(inputs, lengths, last.before, call.after)
+            else:
+                joined.append(call)
+        torn = len(joined) > 1 and all(call.before is not None for call in joined[1:])
+        if torn and all(call.steps == 1 for call in joined):
+            raise ValueError(
+                f"state: {_class_name(self.layer)} is called step by step, but the state it is given is never the one "
+                "it returned: it is changed in between. Put the change into the cell, so that a call is a whole step."
+            )
+        return joined
+
+    def _first_rows(self, call: _Call, rows: int) -> _Call:
+        upto = self._rows_upto(rows)
+        before = None if call.before is None else tuple(part[upto] for part in call.before)
+        return _Call(call.inputs[:, :rows], call.lengths[:rows], before, tuple(part[upto] for part in call.after))
+
+    def _initial_state(self, calls: list[_Call]) -> State | None:
+        if isinstance(self.layer, nn.RNNBase | nn.RNNCellBase) and all(call.before is None for call in calls):
+            return None
+        states = [call.before or tuple(map(torch.zeros_like, call.after)) for call in calls]
+        axis = 1 if isinstance(self.layer, nn.RNNBase) else 0
+        parts = tuple(torch.cat(part, axis) for part in zip(*states, strict=True))
+        return parts[0] if self._is_single else parts
+
+
+def _padded(inputs: Tensor, steps: int) -> Tensor:
+    """``inputs`` ``(T, B, ...)`` with zeros appended up to ``steps``."""
+    return torch.cat([inputs, inputs.new_zeros((steps - len(inputs), *inputs.shape[1:]))])

@@ -1,0 +1,146 @@
+"""Maps whose exponents are known, small networks, and torch's own derivatives to compare ours with."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_lyapunov import LyapunovSpectrum
+from lightning_lyapunov.recurrence import Recurrence, as_parts
+from lightning_lyapunov.tangent import random_frame
+
+FAMILIES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "tanh": (nn.RNN, {}),
+    "relu": (nn.RNN, {"nonlinearity": "relu"}),
+    "gru": (nn.GRU, {}),
+    "lstm": (nn.LSTM, {}),
+}
+CELLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "tanh cell": (nn.RNNCell, {}),
+    "relu cell": (nn.RNNCell, {"nonlinearity": "relu"}),
+    "gru cell": (nn.GRUCell, {}),
+    "lstm cell": (nn.LSTMCell, {}),
+}
+
+
+# ------------------------------------------------------------------ maps with known exponents
+
+HENON = (0.4194, -1.6234)
+HENON_SUM = math.log(0.3)
+LORENZ = (0.9056, 0.0, -14.572)
+LORENZ_SUM = -(10 + 1 + 8 / 3)
+
+
+def henon(_: Tensor | None, state: Tensor) -> Tensor:
+    x, y = state[:, :1], state[:, 1:]
+    return torch.cat([1 - 1.4 * x**2 + y, 0.3 * x], 1)
+
+
+def logistic(_: Tensor | None, state: Tensor) -> Tensor:
+    """λ = ln 2 exactly; the state has no axis but the batch."""
+    return 4 * state * (1 - state)
+
+
+def lorenz(dt: float) -> Callable[[Tensor | None, Tensor], Tensor]:
+    """The Lorenz flow, one Runge-Kutta step of ``dt``."""
+
+    def velocity(p: Tensor) -> Tensor:
+        x, y, z = p.unbind(-1)
+        return torch.stack([10 * (y - x), x * (28 - z) - y, x * y - 8 / 3 * z], -1)
+
+    def step(_: Tensor | None, p: Tensor) -> Tensor:
+        a = velocity(p)
+        b = velocity(p + dt / 2 * a)
+        c = velocity(p + dt / 2 * b)
+        d = velocity(p + dt * c)
+        return p + dt / 6 * (a + 2 * b + 2 * c + d)
+
+    return step
+
+
+def linear(matrix: Tensor) -> Callable[[Tensor | None, Tensor], Tensor]:
+    return lambda _, state: state @ matrix.mT
+
+
+def orthogonal(size: int, seed: int = 0) -> Tensor:
+    return torch.linalg.qr(noise(size, size, seed=seed)).Q
+
+
+# ------------------------------------------------------------------ small networks
+
+
+def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def network(kind: str, *size: int, gain: float | None = None, seed: int = 0, **options: Any) -> Any:
+    """A recurrent module in float64, torch's initial weights, or normal ones of standard deviation gain / √H."""
+    family, own = (FAMILIES | CELLS)[kind]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = family(*size, **own, **options).double()
+        if gain is not None:
+            for weight in module.parameters():
+                nn.init.normal_(weight, std=gain / math.sqrt(size[-1]))
+    return module
+
+
+class Wrapped(nn.Module):
+    """A cell the engine does not know, around one it knows."""
+
+    def __init__(self, cell: nn.Module) -> None:
+        super().__init__()
+        self.inner = cell
+
+    def forward(self, x: Tensor, state: Any) -> Any:
+        return self.inner(x, state)
+
+
+class OpaqueTanh(torch.autograd.Function):
+    """A tanh with a backward pass alone: neither a forward-mode rule nor a batching rule."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor) -> Tensor:
+        out = torch.tanh(a)
+        ctx.save_for_backward(out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (out,) = ctx.saved_tensors
+        return grad * (1 - out**2)
+
+
+# ------------------------------------------------------------------ what to compare with
+
+
+def jacobian(recurrence: Recurrence, state: Tensor, drive: Tensor) -> Tensor:
+    """Our Jacobians ``(B, D, D)`` of one step at ``state`` ``(B, D)``, made dense."""
+    factors = recurrence.linearise(state[None], drive[None])
+    frame = torch.eye(state.shape[1], dtype=state.dtype, device=state.device).expand(len(state), -1, -1)
+    return recurrence.push_forward(tuple(factor[0] for factor in factors), frame)
+
+
+def jacobian_by_autograd(step: Callable[[Tensor], Tensor], state: Tensor) -> Tensor:
+    """Jacobians ``(B, D, D)`` of a step ``(B, D) -> (B, D)`` whose rows do not act on each other."""
+    return torch.autograd.functional.jacobian(lambda s: step(s).sum(0), state).movedim(0, 1)
+
+
+def flat(state: Any) -> Tensor:
+    """A cell's state, side by side."""
+    return torch.cat([part.flatten(1) for part in as_parts(state)], -1)
+
+
+def dense_rates(product: Tensor, steps: int, k: int | None = None) -> Tensor:
+    """Growth rates (K,), largest first, from one QR of the product of all Jacobians in the engine's initial frame."""
+    frame = random_frame(len(product), k or len(product), product.device, None)
+    r = torch.linalg.qr(product @ frame.to(product.dtype)).R
+    return (r.diagonal().abs().log() / steps).sort(descending=True).values
+
+
+def worst_trusted_error(spectrum: LyapunovSpectrum, reference: LyapunovSpectrum) -> float:
+    """Largest error of an exponent called trusted; the spectra are compared index by index."""
+    error = (spectrum.exponents - reference.exponents).abs()[spectrum.trusted]
+    return float(error.max()) if len(error) else 0.0
