@@ -45,7 +45,8 @@ def find_layers(model: nn.Module, names: str | Sequence[str] | None = None) -> t
             if name not in modules:
                 raise ValueError(f"module: the model has no {name!r}; it has {_listed(modules)}.")
         return {name: modules[name] for name in wanted}, []
-    layers, unsupported = {}, []
+    layers: dict[str, nn.Module] = {}
+    unsupported: list[str] = []
     for name, module in modules.items():
         if isinstance(module, nn.RNNBase | nn.RNNCellBase) and not isinstance(module, torch.jit.ScriptModule):
             try:
@@ -58,8 +59,8 @@ def find_layers(model: nn.Module, names: str | Sequence[str] | None = None) -> t
     if not layers:
         found = f" Found but not measurable: {'; '.join(unsupported)}." if unsupported else ""
         raise ValueError(
-            f"module: the model has no nn.RNN, nn.GRU, nn.LSTM or torch cell; it has {_listed(modules)}.{found} A cell of "
-            "your own, (x, state) -> state, is measured when it is named: module='name'."
+            f"module: the model has no nn.RNN, nn.GRU, nn.LSTM or torch cell; it has {_listed(modules)}.{found} A "
+            "cell of your own, (x, state) -> state, is measured when it is named: module='name'."
         )
     return layers, unsupported
 
@@ -226,7 +227,9 @@ class Probe:
         batch = inputs.shape[1]
         inputs = inputs[: self.num_steps, : self.num_sequences].detach().clone()
         lengths = lengths[: self.num_sequences].clamp(max=len(inputs))
-        return _Call(inputs, lengths, None if state is None else self._rows_of(state, batch), self._rows_of(after, batch))
+        return _Call(
+            inputs, lengths, None if state is None else self._rows_of(state, batch), self._rows_of(after, batch)
+        )
 
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """The inputs and the state a call was given, however they were passed."""

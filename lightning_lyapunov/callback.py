@@ -1,0 +1,461 @@
+"""The callback: when to look at a training run's Lyapunov spectrum, and what to log of it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from lightning_lyapunov.features import spectrum_features
+from lightning_lyapunov.history import History, Measurement
+from lightning_lyapunov.loggers.histogram import log_histogram
+from lightning_lyapunov.probe import Probe, find_layers
+from lightning_lyapunov.spectrum import LyapunovSpectrum, lyapunov_spectrum
+
+FLOOR = -100.0
+"""Nats per step. Exponents below, dead directions among them, are logged as this, since a monitor stops on infinity."""
+LONGEST_HORIZON = 1e6
+"""Steps. A gradient horizon beyond is logged as this."""
+_When = Literal["before training", "step", "validation", "epoch"]
+_RECENT = 4
+"""Training batches before the end of an epoch that are recorded when no validation will follow."""
+
+
+class LyapunovSpectrumCallback(pl.Callback):
+    r"""Measures the Lyapunov spectrum of a model's recurrent layers while it trains, and logs what it says.
+
+    The layers are driven by the inputs that reach them in the model's own forward pass: those of the first validation
+    batches, else of training batches. A measurement is made once per set of weights: when validation ends, else at the
+    end of a training epoch, and once before the first update. Training is not touched: the weights after a fit are bit
+    for bit those without the callback. A measurement that fails warns once and logs nothing.
+
+    Args:
+        module: Name of the recurrent layer to measure, or several; a cell of your own, ``(x, state) -> state``, must
+            be named. All of torch's recurrent layers and cells if None.
+        k: Number of leading exponents; None for the whole spectrum, whose cost grows with the cube of the state size.
+        num_sequences: Sequences measured; their spread gives the error bars.
+        num_steps: Steps of each sequence, the first ones.
+        transient: Steps of these that settle state and frame and do not count; if None a quarter, at most 32.
+        interval: Steps between reorthonormalisations; chosen by the precision law if None.
+        dtype: Arithmetic of the tangent vectors; chosen by the precision law if None. The run's own precision never
+            reaches the measurement.
+        tolerance: Stop a measurement early when every standard error is below it, nats per step.
+        every_n_epochs: Measure in one epoch out of so many; the first one always, also after a resume.
+        every_n_train_steps: Measure when so many updates were made since the last time, also within an epoch. Takes
+            the place of ``every_n_epochs``.
+        max_overhead: Share of the training time so far that measurements may take; they are spaced out to keep to it,
+            after those before the first update and of the first epoch. None: no bound.
+        prefix: First part of the keys. Two instances in one Trainer need different ones.
+        histogram: Whether to log the spectrum as a histogram too, where the logger can (TensorBoard, W&B).
+        prog_bar: Whether to show the largest exponent on the progress bar.
+        scorer: Reserved for the scorer of spectra; None.
+
+    Attributes:
+        history: What was measured, a :class:`~lightning_lyapunov.history.History`; on rank zero.
+        spectrum: The last spectrum, with its layers; None before the first.
+
+    Raises:
+        ValueError: For an argument out of range.
+        MisconfigurationException: In ``setup``, if another instance uses the same prefix.
+
+    Keys, under the prefix ``lyapunov``, with their units. A value that is unknown, because the spectrum is partial, is
+    not logged.
+
+    ==================================================  =============  ================================================
+    ``max``, ``max_stderr``                             nats/step      largest exponent: above 0 chaos, exploding
+                                                                       gradients
+    ``mean``                                            nats/step      mean exponent, the volume rate over the dimension
+    ``near_zero_fraction``                              share          :math:`|\lambda| < 0.05`: directions that keep
+                                                                       what they saw
+    ``unstable_fraction``                               share          :math:`\lambda > 0`
+    ``kaplan_yorke_dimension``                          --             dimension of the attractor
+    ``kolmogorov_sinai_entropy``                        nats/step      sum of the positive exponents
+    ``gradient_horizon``                                steps          :math:`1/|\lambda_1|`: a gradient has changed
+                                                                       e-fold; at most 10⁶
+    ``stability_margin``                                nats/step      :math:`-\lambda_1 - 2` standard errors: positive
+                                                                       means stable beyond doubt
+    ``trusted_fraction``                                share          exponents inside the precision law
+    ``floored``                                         count          exponents below the floor of -100
+    ``seconds``, ``overhead``                           s, share       what measuring cost, of the training time so far
+    ``<layer>/max``                                     nats/step      with several layers, the largest of each
+    ==================================================  =============  ================================================
+
+    Example::
+
+        stop = EarlyStopping("lyapunov/max", mode="min", patience=10, divergence_threshold=0.5)
+        trainer = Trainer(callbacks=[LyapunovSpectrumCallback(), stop])
+    """
+
+    def __init__(
+        self,
+        module: str | Sequence[str] | None = None,
+        *,
+        k: int | None = 32,
+        num_sequences: int = 16,
+        num_steps: int = 64,
+        transient: int | None = None,
+        interval: int | None = None,
+        dtype: Literal["float32", "float64"] | None = None,
+        tolerance: float | None = None,
+        every_n_epochs: int = 1,
+        every_n_train_steps: int | None = None,
+        max_overhead: float | None = 0.1,
+        prefix: str = "lyapunov",
+        histogram: bool = True,
+        prog_bar: bool = False,
+        scorer: None = None,
+    ) -> None:
+        counts = {
+            "k": k,
+            "num_sequences": num_sequences,
+            "num_steps": num_steps,
+            "interval": interval,
+            "every_n_epochs": every_n_epochs,
+            "every_n_train_steps": every_n_train_steps,
+        }
+        for name, count in counts.items():
+            if count is not None and count < 1:
+                raise ValueError(f"{name} must be at least 1; got {count}.")
+        if transient is not None and not 0 <= transient < num_steps:
+            raise ValueError(f"transient must lie in [0, {num_steps - 1}], below num_steps; got {transient}.")
+        for name, amount in {"tolerance": tolerance, "max_overhead": max_overhead}.items():
+            if amount is not None and not amount > 0:
+                raise ValueError(f"{name} must be above 0, or None; got {amount}.")
+        if dtype not in (None, "float32", "float64"):
+            raise ValueError(f"dtype must be 'float32', 'float64' or None; got {dtype!r}.")
+        if not prefix or prefix != prefix.strip("/"):
+            raise ValueError(f"prefix must be a name without slashes at its ends; got {prefix!r}.")
+        if scorer is not None:
+            raise ValueError(f"scorer must be None: there is no scorer in this version; got {type(scorer).__name__}.")
+        self.module = module if module is None or isinstance(module, str) else list(module)
+        self.k, self.num_sequences, self.num_steps = k, num_sequences, num_steps
+        self.transient, self.interval, self.tolerance = transient, interval, tolerance
+        self.dtype = dtype
+        self.every_n_epochs, self.every_n_train_steps = every_n_epochs, every_n_train_steps
+        self.max_overhead, self.prefix = max_overhead, prefix
+        self.histogram, self.prog_bar, self.scorer = histogram, prog_bar, scorer
+
+        self.history = History()
+        self.spectrum: LyapunovSpectrum | None = None
+        self._probes: dict[str, Probe] = {}
+        self._told: set[str] = set()
+        self._seconds = self._seconds_at_start = 0.0  # spent measuring in all, and before this fit
+        self._last_seconds = 0.0  # spent on the last measurement
+        self._trained_before = 0.0  # seconds of training before this fit
+        self._started: float | None = None
+        self._measured_at: tuple[int, int] | None = None  # global step and epoch of the last measurement of this fit
+
+    # ---------------------------------------------------------------- being a guest
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Find the layers and watch what drives them."""
+        if stage != "fit":
+            return
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        others = [c for c in callbacks if isinstance(c, LyapunovSpectrumCallback) and c is not self]
+        if any(other.prefix == self.prefix for other in others):
+            raise MisconfigurationException(
+                f"Two LyapunovSpectrumCallbacks use the prefix {self.prefix!r}; give one of them another prefix=."
+            )
+        self._release()
+        self._measured_at = None
+        if trainer.barebones:
+            return  # a run without logging, made to time the training itself
+        try:
+            layers, unsupported = find_layers(pl_module, self.module)
+            self._probes = {name: Probe(layer, self.num_sequences, self.num_steps) for name, layer in layers.items()}
+        except Exception as error:
+            self._warn(error)
+            return
+        if unsupported:
+            self._tell_once(f"found but not measured: {'; '.join(unsupported)}.", warn=True)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Take the hooks off again."""
+        if stage == "fit":
+            self._release()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Take the hooks off also when the fit breaks off: Lightning calls nothing else then."""
+        self._release()
+
+    def _release(self) -> None:
+        self._trained_before, self._started = self._training_seconds(), None
+        for probe in self._probes.values():
+            probe.remove()
+        self._probes = {}
+
+    # ---------------------------------------------------------------- what drives the layers
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget the inputs of an earlier validation: the layers below may have learnt since."""
+        for probe in self._probes.values():
+            probe.forget()
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Record the first validation batches."""
+        for probe in self._probes.values():
+            probe.begin_batch(keep_latest=False)
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Record no more."""
+        self._end_batch()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Record a training batch if it may be needed."""
+        if self._is_worth_recording(trainer, batch_idx):
+            for probe in self._probes.values():
+                probe.begin_batch(keep_latest=True)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Measure within the epoch, where ``every_n_train_steps`` asks for it."""
+        self._end_batch()
+        if self.every_n_train_steps is not None and self._is_due(trainer):
+            self._measure_and_log(trainer, pl_module, "step")
+
+    def _end_batch(self) -> None:
+        for probe in self._probes.values():
+            probe.end_batch()
+
+    def _is_worth_recording(self, trainer: pl.Trainer, batch_idx: int) -> bool:
+        """The first batch always; the last ones if no validation follows; all of them near a measurement between."""
+        if batch_idx == 0:
+            return True
+        if self.every_n_train_steps is not None:
+            last = self._measured_at[0] if self._measured_at else trainer.global_step
+            return trainer.global_step + 1 - last >= self.every_n_train_steps
+        every = trainer.check_val_every_n_epoch
+        if trainer.enable_validation and every is not None and (trainer.current_epoch + 1) % every == 0:
+            return False
+        return batch_idx >= trainer.num_training_batches - _RECENT or math.isinf(trainer.num_training_batches)
+
+    # ---------------------------------------------------------------- when to measure
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure before the first update, on what the sanity check brought."""
+        self._started, self._seconds_at_start = time.perf_counter(), self._seconds
+        if trainer.global_step == 0 and self._has_recorded(trainer):
+            self._measure_and_log(trainer, pl_module, "before training")
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        """Measure before the first update, on the first training batch, if there was no sanity check."""
+        if trainer.global_step == 0 and self._measured_at is None and self._has_recorded(trainer):
+            self._measure_and_log(trainer, pl_module, "before training")
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure in time for whatever monitors at the end of validation."""
+        if not trainer.sanity_checking and self._is_due(trainer):
+            self._measure_and_log(trainer, pl_module, "validation")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure if the weights have moved since the last time: no validation has run."""
+        if self._is_due(trainer):
+            self._measure_and_log(trainer, pl_module, "epoch")
+
+    def _is_due(self, trainer: pl.Trainer) -> bool:
+        """Whether the weights have moved, and often enough; the same on all ranks."""
+        if self._measured_at is None:
+            return True
+        step, epoch = self._measured_at
+        if trainer.global_step == step:
+            return False
+        if self.every_n_train_steps is not None:
+            return trainer.global_step - step >= self.every_n_train_steps
+        return step == 0 or self.every_n_epochs == 1 or trainer.current_epoch - epoch >= self.every_n_epochs
+
+    def _has_recorded(self, trainer: pl.Trainer) -> bool:
+        """Whether inputs have reached a layer; rank zero answers for all."""
+        recorded = any(probe.has_recorded for probe in self._probes.values())
+        return bool(trainer.strategy.broadcast(recorded)) if trainer.world_size > 1 else recorded
+
+    def _is_affordable(self) -> bool:
+        """Whether one more measurement like the last keeps the time spent measuring within its share."""
+        if self.max_overhead is None or self._measured_at is None or self._measured_at[0] == 0:
+            return True  # the first epoch always measures, also after a resume
+        if self._seconds + self._last_seconds <= self.max_overhead * self._training_seconds():
+            return True
+        self._tell_once(
+            f"measurements are spaced out to stay under {self.max_overhead:.0%} of the training time; each takes "
+            f"{self._last_seconds:.2g} s. max_overhead=None measures every time; a smaller k or num_steps costs less."
+        )
+        return False
+
+    def _training_seconds(self) -> float:
+        """Seconds trained so far, those spent measuring not counted."""
+        if self._started is None:
+            return self._trained_before
+        elapsed = time.perf_counter() - self._started
+        return self._trained_before + elapsed - (self._seconds - self._seconds_at_start)
+
+    # ---------------------------------------------------------------- measuring and logging
+
+    def _measure_and_log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, when: _When) -> None:
+        """Measure on rank zero and log the same on every rank."""
+        if not self._probes:
+            return
+        attempted, metrics = False, None
+        if trainer.is_global_zero and (attempted := self._is_affordable()):
+            with trainer.profiler.profile(f"[{type(self).__name__}]measure"):  # type: ignore[attr-defined]
+                metrics = self._measure(trainer)
+        if trainer.world_size > 1:
+            attempted, metrics = trainer.strategy.broadcast((attempted, metrics))
+        if attempted:
+            self._measured_at = (trainer.global_step, trainer.current_epoch)
+        if metrics is not None:
+            self._log(trainer, pl_module, metrics, when)
+
+    def _measure(self, trainer: pl.Trainer) -> dict[str, float] | None:
+        """The metrics of the weights as they are, kept in the history; None if it could not be done."""
+        start = time.perf_counter()
+        try:
+            spectrum = self._spectrum_now()
+            metrics = self._metrics(spectrum)  # reads from the device, so that the time below is all it took
+        except Exception as error:
+            self._warn(error)
+            return None
+        finally:
+            self._last_seconds = time.perf_counter() - start
+            self._seconds += self._last_seconds
+        metrics[f"{self.prefix}/seconds"] = self._last_seconds
+        if trainer.global_step > 0:
+            metrics[f"{self.prefix}/overhead"] = self._seconds / self._training_seconds()
+        self.spectrum = spectrum
+        exponents = spectrum.exponents.float().cpu()
+        self.history.append(Measurement(trainer.global_step, trainer.current_epoch, exponents, metrics))
+        return metrics
+
+    def _spectrum_now(self) -> LyapunovSpectrum:
+        """The union over all layers that inputs have reached."""
+        parts: dict[str, LyapunovSpectrum] = {}
+        for name, probe in self._probes.items():
+            if not probe.has_recorded and any(other.has_recorded for other in self._probes.values()):
+                self._tell_once(f"{name} is not measured: no inputs reached it in the forward pass.")
+                continue
+            try:
+                inputs, state, dimension = probe.sequences()
+                spectrum = lyapunov_spectrum(
+                    probe.layer,
+                    inputs,
+                    state=state,
+                    k=None if self.k is None else min(self.k, dimension),
+                    transient=self._transient_of(inputs.batch_sizes),
+                    interval=self.interval,
+                    dtype=None if self.dtype is None else getattr(torch, self.dtype),
+                    tolerance=self.tolerance,
+                )
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+            parts |= {f"{name}.{layer}": part for layer, part in spectrum.parts.items()} or {name: spectrum}
+        spectrum = next(iter(parts.values())) if len(parts) == 1 else LyapunovSpectrum.union(parts, self.k)
+        if math.isnan(spectrum.exponents[0]):
+            raise ValueError("the largest exponent is NaN: the states of the network overflow along its inputs.")
+        return spectrum
+
+    def _transient_of(self, batch_sizes: Tensor) -> int:
+        """A quarter of the mean length, at most 32; what the user said, as far as the sequences are long enough."""
+        longest, mean = len(batch_sizes), int(batch_sizes.sum()) // int(batch_sizes[0])
+        return min(mean // 4, 32) if self.transient is None else min(self.transient, longest - 1)
+
+    def _metrics(self, spectrum: LyapunovSpectrum) -> dict[str, float]:
+        """What is logged: finite numbers only; a key whose value is unknown is left out."""
+        values = spectrum_features(spectrum)
+        values["floored"] = float((spectrum.exponents <= FLOOR).sum())
+        if spectrum.parts:
+            values |= {f"{name}/max": float(part.exponents[0]) for name, part in spectrum.parts.items()}
+        return {
+            f"{self.prefix}/{key}": min(max(value, FLOOR), LONGEST_HORIZON)
+            for key, value in values.items()
+            if not math.isnan(value)
+        }
+
+    def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, metrics: dict[str, float], when: _When) -> None:
+        if when in ("validation", "epoch"):
+            pl_module.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1, sync_dist=trainer.world_size > 1)
+        elif when == "step":
+            # Monitors see it through Lightning; the loggers get it directly, or log_every_n_steps would drop most.
+            pl_module.log_dict(metrics, on_step=True, on_epoch=False, batch_size=1, logger=False)
+        if self.prog_bar and when != "before training":
+            shown = f"{self.prefix}/max"
+            on_step = when == "step"
+            pl_module.log(
+                f"{self.prefix}_max", metrics[shown], on_step=on_step, on_epoch=not on_step, prog_bar=True, logger=False
+            )
+        step = _logging_step(trainer, when)
+        try:
+            for logger in trainer.loggers:
+                if when in ("before training", "step"):
+                    logger.log_metrics({**metrics, "epoch": float(trainer.current_epoch)}, step=step)
+                if self.histogram and self.spectrum is not None and trainer.is_global_zero:
+                    log_histogram(logger, f"{self.prefix}/spectrum", self.spectrum.exponents, step)
+        except Exception as error:  # a tracker that is down is no reason to end a run
+            self._tell_once(f"a logger refused the measurement ({type(error).__name__}: {error}).", warn=True)
+
+    def _warn(self, error: Exception) -> None:
+        self._tell_once(
+            f"the Lyapunov spectrum could not be measured, training goes on without it: {error} "
+            "(EarlyStopping and ModelCheckpoint that monitor it need strict=False to go on too.)",
+            warn=True,
+            subject="failure",
+        )
+
+    def _tell_once(self, text: str, *, warn: bool = False, subject: str | None = None) -> None:
+        """Say something once in the life of this callback."""
+        if (subject or text) in self._told:
+            return
+        self._told.add(subject or text)
+        text = f"{type(self).__name__}: {text}"
+        if warn:
+            rank_zero_warn(text, stacklevel=4)
+        else:
+            rank_zero_info(text)
+
+    # ---------------------------------------------------------------- state
+
+    @property
+    def state_key(self) -> str:
+        """One per prefix and choice of layers."""
+        return self._generate_state_key(prefix=self.prefix, module=self.module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """History and clocks: tensors and plain values only."""
+        return {
+            "history": self.history.state_dict(),
+            "measuring_seconds": self._seconds,
+            "training_seconds": self._training_seconds(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.history.load_state_dict(state_dict["history"])
+        self._seconds = self._seconds_at_start = state_dict["measuring_seconds"]
+        self._trained_before = state_dict["training_seconds"]
+
+
+def _logging_step(trainer: pl.Trainer, when: _When) -> int:
+    """Where Lightning puts ``self.log`` of the same moment on the loggers' axis, which counts batches, not updates."""
+    try:
+        step = int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+    except AttributeError:
+        step = trainer.global_step
+    return max(0, step - 1) if when == "epoch" else step  # by then the counter has moved on
