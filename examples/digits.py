@@ -1,0 +1,156 @@
+"""Watch the Lyapunov spectrum of a recurrent network while it learns to read handwritten digits, row by row.
+
+python examples/digits.py                         an LSTM with PyTorch's initial weights: stable
+python examples/digits.py --cell rnn --gain 3     recurrent weights three times too strong: chaotic
+"""
+
+import argparse
+import logging
+import math
+import time
+import warnings
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset, random_split
+from torchmetrics.functional import accuracy
+
+from lightning_lyapunov import LyapunovSpectrumCallback
+from lightning_lyapunov.history import Measurement
+from lightning_lyapunov.loggers.figures import spectrum_over_training
+
+CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+
+
+class DigitReader(pl.LightningModule):
+    """A recurrent layer that reads an image of 8 x 8 pixels as 8 steps of 8, and a linear layer that names the digit.
+
+    Args:
+        cell: Kind of recurrent layer: lstm, gru or rnn.
+        hidden: Its hidden units, H.
+        gain: Draw the recurrent weights from N(0, gain² / H), whose spectral radius is about the gain (for each
+            gate of an LSTM or GRU). None for PyTorch's initialisation, which amounts to a gain of 0.58.
+    """
+
+    def __init__(self, cell: str = "lstm", hidden: int = 64, gain: float | None = None) -> None:
+        super().__init__()
+        self.reader = CELLS[cell](input_size=8, hidden_size=hidden, batch_first=True)
+        self.head = nn.Linear(hidden, 10)
+        if gain is not None:
+            nn.init.normal_(self.reader.weight_hh_l0, std=gain / math.sqrt(hidden))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(B, 10)`` of images ``(B, 8, 8)``."""
+        outputs, _ = self.reader(images)
+        return self.head(outputs[:, -1])
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """One batch of images and labels."""
+        images, labels = batch
+        loss = nn.functional.cross_entropy(self(images), labels)
+        self.log("train/loss", loss)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Share of the digits named rightly."""
+        images, labels = batch
+        self.log("val/accuracy", accuracy(self(images), labels, task="multiclass", num_classes=10), prog_bar=True)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam."""
+        return torch.optim.Adam(self.parameters(), lr=3e-3)
+
+
+class PrintEpochs(pl.Callback):
+    """One line of figures for each measurement; ``pl_module.print`` keeps clear of the progress bar."""
+
+    header = (
+        f"{'epoch':>7} {'accuracy':>9} {'λ_max ± stderr':>17} {'near 0':>7} {'λ > 0':>6} {'KY dim':>7} {'horizon':>8}"
+    )
+
+    def __init__(self, lyapunov: LyapunovSpectrumCallback) -> None:
+        self.lyapunov = lyapunov
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print the network as it was made."""
+        pl_module.print(self.header + f" {'seconds':>8}")
+        pl_module.print(f"{'start':>7} {'':9} {figures(self.lyapunov.history[-1])}")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print what the epoch made of it."""
+        right = float(trainer.callback_metrics["val/accuracy"])
+        pl_module.print(f"{trainer.current_epoch + 1:>7} {right:>9.1%} {figures(self.lyapunov.history[-1])}")
+
+
+def figures(measurement: Measurement) -> str:
+    """The figures of one measurement, under the header's columns."""
+    m = {key.removeprefix("lyapunov/"): value for key, value in measurement.metrics.items()}
+    largest = f"{m['max']:+.3f} ± {m['max_stderr']:.3f}"
+    shares = f"{m['near_zero_fraction']:>7.1%} {m['unstable_fraction']:>6.1%}"
+    return (
+        f"{largest:>17} {shares} {m['kaplan_yorke_dimension']:>7.1f} {m['gradient_horizon']:>8.1f} {m['seconds']:>8.2f}"
+    )
+
+
+def verdict(measurement: Measurement) -> str:
+    """Stable or chaotic, if two standard errors tell."""
+    largest, stderr = measurement.metrics["lyapunov/max"], measurement.metrics["lyapunov/max_stderr"]
+    if measurement.metrics["lyapunov/stability_margin"] > 0:  # -largest - 2 * stderr
+        return "stable"
+    return "chaotic" if largest - 2 * stderr > 0 else "undecided"
+
+
+def main() -> None:
+    """Train, measure, and show where to look."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cell", choices=CELLS, default="lstm")
+    parser.add_argument("--gain", type=float, help="scale of the initial recurrent weights; PyTorch's own if left out")
+    parser.add_argument("--hidden", type=int, default=64, help="hidden units")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--logdir", type=Path, default=Path("lightning_logs"))
+    args = parser.parse_args()
+
+    # Lightning's advice on data loader workers and hardware is for larger runs than this one.
+    warnings.filterwarnings("ignore", ".*does not have many workers")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+
+    pl.seed_everything(args.seed, verbose=False)
+    images, labels = load_digits(return_X_y=True)
+    digits = TensorDataset(torch.tensor(images).float().view(-1, 8, 8) / 16, torch.tensor(labels))
+    train, val = random_split(digits, [1500, 297])
+
+    lyapunov = LyapunovSpectrumCallback(k=None, max_overhead=None, num_sequences=32)  # all exponents, every epoch
+    name = args.cell if args.gain is None else f"{args.cell}-gain-{args.gain:g}"
+    logger = TensorBoardLogger(args.logdir, name=name)
+    trainer = pl.Trainer(
+        max_epochs=args.epochs,
+        accelerator="cpu",  # faster than a GPU for a network of this size
+        logger=logger,
+        callbacks=[lyapunov, PrintEpochs(lyapunov), TQDMProgressBar()],
+        log_every_n_steps=10,
+        enable_model_summary=False,
+    )
+    start = time.perf_counter()
+    trainer.fit(
+        DigitReader(args.cell, args.hidden, args.gain), DataLoader(train, 32, shuffle=True), DataLoader(val, 297)
+    )
+
+    first, last = lyapunov.history[0], lyapunov.history[-1]
+    print(f"\n{args.epochs} epochs in {time.perf_counter() - start:.0f} s. λ in nats per step, horizon in steps.\n")
+    print(f"{'':16} {PrintEpochs.header[18:]}")
+    print(f"before training  {figures(first)[:-9]}  {verdict(first)}")
+    print(f"after training   {figures(last)[:-9]}  {verdict(last)}\n")
+
+    picture = Path(logger.log_dir) / "spectrum.png"
+    spectrum_over_training(lyapunov.history).savefig(picture)
+    print(f"Picture      {picture}\nTensorBoard  python -m tensorboard.main --logdir {args.logdir}")
+
+
+if __name__ == "__main__":
+    main()
