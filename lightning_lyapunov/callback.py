@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -144,7 +145,7 @@ class LyapunovSpectrumCallback(pl.Callback):
 
         self.history = History()
         self.spectrum: LyapunovSpectrum | None = None
-        self._probes: dict[str, Probe] = {}
+        self._probes: dict[str, _LayerProbes] = {}
         self._told: set[str] = set()
         self._seconds = self._seconds_at_start = 0.0  # spent measuring in all, and before this fit
         self._last_seconds = 0.0  # spent on the last measurement
@@ -170,7 +171,8 @@ class LyapunovSpectrumCallback(pl.Callback):
             return  # a run without logging, made to time the training itself
         try:
             layers, unsupported = find_layers(pl_module, self.module)
-            self._probes = {name: Probe(layer, self.num_sequences, self.num_steps) for name, layer in layers.items()}
+            size = self.num_sequences, self.num_steps
+            self._probes = {name: _LayerProbes(Probe(m, *size), Probe(m, *size)) for name, m in layers.items()}
         except Exception as error:
             self._warn(error)
             return
@@ -188,23 +190,24 @@ class LyapunovSpectrumCallback(pl.Callback):
 
     def _release(self) -> None:
         self._trained_before, self._started = self._training_seconds(), None
-        for probe in self._probes.values():
-            probe.remove()
+        for probes in self._probes.values():
+            probes.validation.remove()
+            probes.training.remove()
         self._probes = {}
 
     # ---------------------------------------------------------------- what drives the layers
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget the inputs of an earlier validation: the layers below may have learnt since."""
-        for probe in self._probes.values():
-            probe.forget()
+        for probes in self._probes.values():
+            probes.validation.forget()
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Record the first validation batches."""
-        for probe in self._probes.values():
-            probe.begin_batch(keep_latest=False)
+        for probes in self._probes.values():
+            probes.validation.begin_batch(keep_latest=False)
 
     def on_validation_batch_end(
         self,
@@ -216,27 +219,25 @@ class LyapunovSpectrumCallback(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Record no more."""
-        self._end_batch()
+        for probes in self._probes.values():
+            probes.validation.end_batch()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Record a training batch if it may be needed."""
         if self._is_worth_recording(trainer, batch_idx):
-            for probe in self._probes.values():
-                probe.begin_batch(keep_latest=True)
+            for probes in self._probes.values():
+                probes.training.begin_batch(keep_latest=True)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Measure within the epoch, where ``every_n_train_steps`` asks for it."""
-        self._end_batch()
+        for probes in self._probes.values():
+            probes.training.end_batch()
         if self.every_n_train_steps is not None and self._is_due(trainer):
             self._measure_and_log(trainer, pl_module, "step")
-
-    def _end_batch(self) -> None:
-        for probe in self._probes.values():
-            probe.end_batch()
 
     def _is_worth_recording(self, trainer: pl.Trainer, batch_idx: int) -> bool:
         """The first batch always; the last ones if no validation follows; all of them near a measurement between."""
@@ -246,7 +247,10 @@ class LyapunovSpectrumCallback(pl.Callback):
             last = self._measured_at[0] if self._measured_at else trainer.global_step
             return trainer.global_step + 1 - last >= self.every_n_train_steps
         every = trainer.check_val_every_n_epoch
-        if trainer.enable_validation and every is not None and (trainer.current_epoch + 1) % every == 0:
+        validation_follows = (
+            trainer.enable_validation and every is not None and (trainer.current_epoch + 1) % every == 0
+        )
+        if validation_follows and any(probes.validation.has_recorded for probes in self._probes.values()):
             return False
         return batch_idx >= trainer.num_training_batches - _RECENT or math.isinf(trainer.num_training_batches)
 
@@ -286,7 +290,7 @@ class LyapunovSpectrumCallback(pl.Callback):
 
     def _has_recorded(self, trainer: pl.Trainer) -> bool:
         """Whether inputs have reached a layer; rank zero answers for all."""
-        recorded = any(probe.has_recorded for probe in self._probes.values())
+        recorded = any(probes.have_recorded for probes in self._probes.values())
         return bool(trainer.strategy.broadcast(recorded)) if trainer.world_size > 1 else recorded
 
     def _is_affordable(self) -> bool:
@@ -317,7 +321,7 @@ class LyapunovSpectrumCallback(pl.Callback):
         attempted, metrics = False, None
         if trainer.is_global_zero and (attempted := self._is_affordable()):
             with trainer.profiler.profile(f"[{type(self).__name__}]measure"):  # type: ignore[attr-defined]
-                metrics = self._measure(trainer)
+                metrics = self._measure(trainer, when)
         if trainer.world_size > 1:
             attempted, metrics = trainer.strategy.broadcast((attempted, metrics))
         if attempted:
@@ -325,11 +329,11 @@ class LyapunovSpectrumCallback(pl.Callback):
         if metrics is not None:
             self._log(trainer, pl_module, metrics, when)
 
-    def _measure(self, trainer: pl.Trainer) -> dict[str, float] | None:
+    def _measure(self, trainer: pl.Trainer, when: _When) -> dict[str, float] | None:
         """The metrics of the weights as they are, kept in the history; None if it could not be done."""
         start = time.perf_counter()
         try:
-            spectrum = self._spectrum_now()
+            spectrum = self._spectrum_now(when)
             metrics = self._metrics(spectrum)  # reads from the device, so that the time below is all it took
         except Exception as error:
             self._warn(error)
@@ -345,13 +349,15 @@ class LyapunovSpectrumCallback(pl.Callback):
         self.history.append(Measurement(trainer.global_step, trainer.current_epoch, exponents, metrics))
         return metrics
 
-    def _spectrum_now(self) -> LyapunovSpectrum:
+    def _spectrum_now(self, when: _When) -> LyapunovSpectrum:
         """The union over all layers that inputs have reached."""
         parts: dict[str, LyapunovSpectrum] = {}
-        for name, probe in self._probes.items():
-            if not probe.has_recorded and any(other.has_recorded for other in self._probes.values()):
-                self._tell_once(f"{name} is not measured: no inputs reached it in the forward pass.")
+        some_recorded = any(probes.have_recorded for probes in self._probes.values())
+        for name, probes in self._probes.items():
+            if some_recorded and not probes.have_recorded:
+                self._tell_once(f"{name} is not measured: no inputs reached it in the forward pass.", warn=True)
                 continue
+            probe = probes.freshest(when)
             try:
                 inputs, state, dimension = probe.sequences()
                 spectrum = lyapunov_spectrum(
@@ -450,6 +456,25 @@ class LyapunovSpectrumCallback(pl.Callback):
         self.history.load_state_dict(state_dict["history"])
         self._seconds = self._seconds_at_start = state_dict["measuring_seconds"]
         self._trained_before = state_dict["training_seconds"]
+
+
+@dataclass(frozen=True)
+class _LayerProbes:
+    """What one layer saw in validation, and what it saw in training."""
+
+    validation: Probe
+    training: Probe
+
+    @property
+    def have_recorded(self) -> bool:
+        return self.validation.has_recorded or self.training.has_recorded
+
+    def freshest(self, when: _When) -> Probe:
+        """Validation's where one has just run, since it is the same data each time; else training's."""
+        order = [self.validation, self.training]
+        if when in ("step", "epoch"):
+            order.reverse()
+        return order[0] if order[0].has_recorded else order[1]
 
 
 def _logging_step(trainer: pl.Trainer, when: _When) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence, pad_sequence
 
 from lightning_lyapunov.recurrence import State, as_parts
 from lightning_lyapunov.trajectory import check_supported
@@ -38,9 +38,13 @@ def find_layers(model: nn.Module, names: str | Sequence[str] | None = None) -> t
     Raises:
         ValueError: If there is none, or a name does not exist; the message lists what there is.
     """
-    modules = {_shown(name): module for name, module in model.named_modules() if not _is_wrapper(module)}
+    # A module shared by several parents is found under each of its names when asked for, and measured once when not.
+    named = model.named_modules(remove_duplicate=names is None)
+    modules = {_shown(name): module for name, module in named if not _is_wrapper(module)}
     if names is not None:
         wanted = [names] if isinstance(names, str) else list(names)
+        if not wanted:
+            raise ValueError(f"module must name at least one layer; got none. The model has {_listed(modules)}.")
         for name in wanted:
             if name not in modules:
                 raise ValueError(f"module: the model has no {name!r}; it has {_listed(modules)}.")
@@ -55,7 +59,8 @@ def find_layers(model: nn.Module, names: str | Sequence[str] | None = None) -> t
             except ValueError as error:
                 unsupported.append(f"{name}: {error}")
         elif _looks_recurrent(module):
-            unsupported.append(f"{name}: {_class_name(module)} is not one of torch's own recurrent layers")
+            shown = name or "the model"
+            unsupported.append(f"{shown}: {_class_name(module)} is not one of torch's own recurrent layers")
     if not layers:
         found = f" Found but not measurable: {'; '.join(unsupported)}." if unsupported else ""
         raise ValueError(
@@ -79,8 +84,9 @@ def _class_name(module: nn.Module) -> str:
 
 
 def _looks_recurrent(module: nn.Module) -> bool:
-    inside = any(isinstance(part, nn.RNNBase | nn.RNNCellBase) for part in module.modules())
-    return re.search(r"RNN|GRU|LSTM", _class_name(module)) is not None and not inside
+    """Whether a module is named like a recurrent layer and holds none that would be told instead."""
+    recurrent = (p for p in module.modules() if re.search(r"RNN|GRU|LSTM", _class_name(p)))
+    return next(recurrent, None) is module and next(recurrent, None) is None
 
 
 def _listed(modules: dict[str, nn.Module], limit: int = 20) -> str:
@@ -113,6 +119,11 @@ class _Call:
     def is_continued_by(self, call: _Call) -> bool:
         """Whether ``call`` was given the very state that this one returned."""
         return call.before is not None and all(map(torch.equal, self.after, call.before))
+
+
+def _rows_begun(calls: list[_Call]) -> int:
+    """Rows of the calls that were given no state, each the beginning of a sequence."""
+    return sum(call.rows for call in calls if call.before is None)
 
 
 class _Hook:
@@ -167,15 +178,17 @@ class Probe:
         if keep_latest != self._keeps_latest:
             self.forget()
         self._keeps_latest = keep_latest
+        if self._batches and not self._batches[-1]:
+            self._batches.pop()  # nothing reached the layer
         enough = self._rows(self._batches) >= self.num_sequences
-        while keep_latest and self._batches and self._rows(self._batches[1:]) >= self.num_sequences:
-            del self._batches[0]
         self._is_recording = keep_latest or not enough
         if self._is_recording:
             self._batches.append([])
 
     def end_batch(self) -> None:
         """Record no more until the next batch."""
+        while self._keeps_latest and self._rows(self._batches[1:]) >= self.num_sequences:
+            del self._batches[0]
         self._is_recording = False
 
     def remove(self) -> None:
@@ -189,7 +202,8 @@ class Probe:
         return self._trouble is not None or any(self._batches)
 
     def _rows(self, batches: list[list[_Call]]) -> int:
-        return sum(max((call.rows for call in batch), default=0) for batch in batches)
+        """Sequences recorded, for certain: those that began without a state, at least the rows of one call."""
+        return sum(max(_rows_begun(batch), max((call.rows for call in batch), default=0)) for batch in batches)
 
     # ---------------------------------------------------------------- recording
 
@@ -198,23 +212,27 @@ class Probe:
         if not self._is_recording:
             return
         batch = self._batches[-1]
-        sequences = max(1, sum(call.before is None for call in batch))
-        if sum(call.steps for call in batch) >= self.num_steps * sequences and self._was_given_state(args, kwargs):
-            return  # this sequence is long enough
         try:
+            inputs, state = self._arguments(args, kwargs)
+            if self._has_enough(batch, state):
+                return
             with torch.no_grad():
-                call = self._call(args, kwargs, output)
+                call = self._call(inputs, state, output)
         except Exception as error:  # told when the measurement is due, outside the user's forward pass
-            self._trouble = error
+            self._trouble = error.with_traceback(None)  # whose frames would keep the graph alive
             return
         if call.rows:
             batch.append(call)
 
-    def _was_given_state(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        return len(args) > 1 or len(kwargs) > 1
+    def _has_enough(self, batch: list[_Call], state: Any) -> bool:
+        """Whether a call would only add to sequences that are long enough, or to a batch that has enough of them."""
+        if state is None:
+            return _rows_begun(batch) >= self.num_sequences
+        begun = max(1, sum(call.before is None for call in batch))
+        return sum(call.steps for call in batch) >= self.num_steps * begun
 
-    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> _Call:
-        inputs, state = self._arguments(args, kwargs)
+    def _call(self, inputs: Any, state: Any, output: Any) -> _Call:
+        """A bounded copy of one call."""
         after = output
         if isinstance(self.layer, nn.RNNBase):
             inputs, lengths = self._time_first(inputs)
@@ -258,7 +276,7 @@ class Probe:
             kinds = [type(part).__name__ for part in parts]
             raise ValueError(f"the state of {_class_name(self.layer)} must be a tensor or a tuple of them; got {kinds}")
         if isinstance(self.layer, nn.RNNBase):
-            parts = [part.reshape(-1, batch, part.shape[-1]) for part in parts]
+            parts = [part if part.dim() == 3 else part.unsqueeze(1) for part in parts]
         elif isinstance(self.layer, nn.RNNCellBase):
             parts = [part.reshape(batch, part.shape[-1]) for part in parts]
         return tuple(part.detach()[self._rows_upto(self.num_sequences)].clone() for part in parts)
@@ -295,13 +313,12 @@ class Probe:
         """Calls that continue each other, as sequences."""
         joined: list[_Call] = []
         for call in calls:
-            if joined and joined[-1].is_continued_by(call):
-                last = joined[-1]
-                inputs = torch.cat([last.inputs, call.inputs])[: self.num_steps]
-                lengths = (last.lengths + call.lengths).clamp(max=self.num_steps)
-                joined[-1] = _Call(inputs, lengths, last.before, call.after)
-            else:
+            # Not always the last one: two sequences may take turns, as where two levels share one cell.
+            index = next((i for i in reversed(range(len(joined))) if joined[i].is_continued_by(call)), None)
+            if index is None:
                 joined.append(call)
+            else:
+                joined[index] = self._continued(joined[index], call)
         torn = len(joined) > 1 and all(call.before is not None for call in joined[1:])
         if torn and all(call.steps == 1 for call in joined):
             raise ValueError(
@@ -309,6 +326,17 @@ class Probe:
                 "it returned: it is changed in between. Put the change into the cell, so that a call is a whole step."
             )
         return joined
+
+    def _continued(self, first: _Call, then: _Call) -> _Call:
+        """One call out of two; each row goes on where it ended, which need not be where the longest did."""
+        lengths = (first.lengths + then.lengths).clamp(max=self.num_steps)
+        if bool((first.lengths == first.steps).all()):
+            inputs = torch.cat([first.inputs, then.inputs])
+        else:
+            pairs = zip(first.lengths.tolist(), then.lengths.tolist(), strict=True)
+            rows = [torch.cat([first.inputs[:n, b], then.inputs[:m, b]]) for b, (n, m) in enumerate(pairs)]
+            inputs = pad_sequence(rows)
+        return _Call(inputs[: self.num_steps], lengths, first.before, then.after)
 
     def _first_rows(self, call: _Call, rows: int) -> _Call:
         upto = self._rows_upto(rows)

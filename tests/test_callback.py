@@ -1,0 +1,520 @@
+"""The callback in real fits: fresh for whoever monitors it, and without a trace in what it watches."""
+
+import copy
+import math
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+import warnings
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from fits import Looped, Manual, Regressor, loader, trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from torch import Tensor, nn
+
+from lightning_lyapunov import LyapunovSpectrumCallback, lyapunov_spectrum
+from lightning_lyapunov.callback import FLOOR
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*num_workers.*", "ignore:.*log_every_n_steps.*", "ignore:.*LeafSpec.*", "ignore:.*val_dataloader.*"
+)
+
+
+def measure_always(module: str | None = None, **options: Any) -> LyapunovSpectrumCallback:
+    return LyapunovSpectrumCallback(module, **{"max_overhead": None, **options})
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+# ------------------------------------------------------------------ right numbers
+
+
+def test_last_measurement_is_the_spectrum_of_the_final_weights_along_the_validation_inputs() -> None:
+    """Oracle: lyapunov_spectrum called by hand on the trained layer and the first validation sequences."""
+    pl.seed_everything(0)
+    model, callback = Regressor(), measure_always(k=None)
+    trainer(callback).fit(model, loader(), loader())
+    x = next(iter(loader(batch=16)))[0]
+    by_hand = lyapunov_spectrum(model.rnn, x, transient=3)
+    assert torch.equal(callback.spectrum.exponents, by_hand.exponents)
+    assert callback.history[-1].metrics["lyapunov/max"] == float(by_hand.exponents[0])
+    assert callback.spectrum.sequences == 16 and callback.spectrum.steps == 9
+    assert [m.step for m in callback.history] == [0, 4, 8]
+
+
+def test_measurement_before_training_is_of_the_initial_weights() -> None:
+    pl.seed_everything(0)
+    model = Regressor()
+    initial = copy.deepcopy(model.rnn)
+    x = next(iter(loader(batch=16)))[0]
+    expected = lyapunov_spectrum(initial, x, transient=3, k=None).exponents.float()
+    for options in (
+        {},
+        {"num_sanity_val_steps": 0},
+    ):  # from the sanity check's batches, or from the first training batch
+        callback = measure_always(k=None, num_sequences=8)
+        trainer(callback, **options).fit(copy.deepcopy(model), loader(), loader())
+        expected = lyapunov_spectrum(initial, x[:8], transient=3).exponents.float()
+        assert callback.history[0].step == 0
+        assert torch.equal(callback.history[0].exponents, expected)
+
+
+@pytest.mark.parametrize(
+    "cell", [nn.RNNCell(3, 6), nn.GRUCell(3, 6), nn.LSTMCell(3, 6)], ids=lambda c: type(c).__name__
+)
+def test_a_cell_in_a_python_loop_equals_the_layer_of_the_same_weights(cell: nn.Module) -> None:
+    pl.seed_everything(0)
+    model, callback = Looped(copy.deepcopy(cell)), measure_always(k=None, num_sequences=8)
+    trainer(callback).fit(model, loader())
+    layer = {nn.RNNCell: nn.RNN, nn.GRUCell: nn.GRU, nn.LSTMCell: nn.LSTM}[type(cell)](3, 6, batch_first=True)
+    layer.load_state_dict({f"{name}_l0": value for name, value in model.cell.state_dict().items()})
+    x = list(loader())[-1][0]  # no validation: what drove it last, in training
+    assert torch.allclose(callback.spectrum.exponents, lyapunov_spectrum(layer, x, transient=3).exponents, atol=1e-12)
+
+
+def test_a_cell_of_ones_own_is_measured_when_named() -> None:
+    class Leaky(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.RNNCell(3, 6)
+
+        def forward(self, x: Tensor, state: Tensor | None = None) -> Tensor:
+            state = x.new_zeros(len(x), 6) if state is None else state
+            return 0.5 * state + 0.5 * self.inner(x, state)
+
+    pl.seed_everything(0)
+    model, callback = Looped(Leaky()), measure_always("cell", k=None, num_sequences=8)
+    trainer(callback).fit(model, loader())
+    x = list(loader())[-1][0].transpose(0, 1)
+    expected = lyapunov_spectrum(model.cell, x, state=torch.zeros(8, 6), transient=3).exponents
+    assert torch.allclose(callback.spectrum.exponents, expected, atol=1e-9)
+
+
+def test_layers_of_a_stack_have_keys_of_their_own() -> None:
+    model = Regressor(nn.GRU(3, 6, num_layers=2, batch_first=True, bidirectional=True))
+    callback = measure_always()
+    fit = trainer(callback)
+    fit.fit(model, loader(), loader())
+    layers = [f"lyapunov/rnn.l{n}{d}/max" for n in (0, 1) for d in ("", "_reverse")]
+    values = [float(fit.callback_metrics[key]) for key in layers]
+    assert max(values) == pytest.approx(float(fit.callback_metrics["lyapunov/max"]))
+
+
+# ------------------------------------------------------------------ fresh for whoever monitors
+
+
+class Reads(pl.Callback):
+    """What a monitor reads, and the updates made when it reads it."""
+
+    def __init__(self, hook: str) -> None:
+        self.read: list[tuple[int, float]] = []
+        setattr(self, hook, self._look)
+
+    def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self.read.append((trainer.global_step, float(trainer.callback_metrics["lyapunov/max"])))
+
+
+class EarlyStoppingReads(EarlyStopping):
+    def __init__(self) -> None:
+        super().__init__("lyapunov/max", patience=1000)
+        self.read: list[tuple[int, float]] = []
+
+    def _run_early_stopping_check(self, trainer: pl.Trainer) -> None:
+        self.read.append((trainer.global_step, float(trainer.callback_metrics["lyapunov/max"])))
+        super()._run_early_stopping_check(trainer)
+
+
+class SeeingPlateau(torch.optim.lr_scheduler.ReduceLROnPlateau):
+    """Keeps the values it is given."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        super().__init__(optimizer, patience=1000)
+        self.seen: list[float] = []
+
+    def step(self, metrics: Any, *args: Any) -> None:
+        self.seen.append(float(metrics))
+        super().step(metrics, *args)
+
+
+class Plateau(Regressor):
+    """Reduces its learning rate on a plateau of the largest exponent."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), self.lr)
+        config = {"scheduler": SeeingPlateau(optimizer), "monitor": "lyapunov/max", "interval": "epoch", "strict": True}
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "sparse": {"check_val_every_n_epoch": 2},
+    "mid-epoch": {"val_check_interval": 0.5},
+    "step-based": {"val_check_interval": 3, "check_val_every_n_epoch": None},
+    "absent": {"limit_val_batches": 0},
+    "accumulation": {"accumulate_grad_batches": 2},
+    "no sanity check": {"num_sanity_val_steps": 0},
+}
+
+
+@pytest.mark.parametrize("schedule", [*SCHEDULES, "manual"])
+@pytest.mark.parametrize("ours_first", [True, False])
+def test_monitors_read_the_value_of_the_current_weights(schedule: str, ours_first: bool, tmp_path: Any) -> None:
+    """Oracle: the history, which says at which update each value was measured."""
+    model = Manual() if schedule == "manual" else Plateau()
+    ours, stopper = measure_always(), EarlyStoppingReads()
+    checkpoint = ModelCheckpoint(tmp_path, monitor="lyapunov/max", save_top_k=-1, auto_insert_metric_name=False)
+    hook = "on_train_epoch_end" if schedule == "absent" else "on_validation_end"  # where Optuna's callback looks
+    reads = Reads(hook)
+    callbacks = [ours, stopper, reads, checkpoint] if ours_first else [checkpoint, reads, stopper, ours]
+    if schedule == "absent" and not ours_first:
+        callbacks = [checkpoint, stopper, ours, reads]  # a plain callback reads in list order
+    options = SCHEDULES.get(schedule, {})
+    fit = trainer(*callbacks, max_epochs=4, enable_checkpointing=True, **options)
+    fit.fit(model, loader(), loader())
+
+    measured = {m.step: m.metrics["lyapunov/max"] for m in ours.history}
+    assert len(measured) == len(ours.history), "measured twice for the same weights"
+    assert 0 in measured
+    seen = [*stopper.read, *reads.read]
+    if isinstance(model, Plateau):
+        per_epoch = [measured[4 * (epoch + 1) // fit.accumulate_grad_batches] for epoch in range(4)]
+        assert fit.lr_scheduler_configs[0].scheduler.seen == pytest.approx(per_epoch, rel=1e-6)
+    assert len(stopper.read) >= 2 and len(reads.read) >= 2
+    for step, value in seen:
+        assert value == pytest.approx(measured[step], rel=1e-6), f"stale at update {step}"
+    assert checkpoint.best_model_score is not None
+    assert float(checkpoint.best_model_score) == pytest.approx(
+        min(value for step, value in measured.items() if step), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("schedule", ["default", "mid-epoch"])
+def test_optuna_is_told_the_value_of_the_epoch(schedule: str) -> None:
+    optuna = pytest.importorskip("optuna")
+    integration = pytest.importorskip("optuna_integration")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    trial = optuna.create_study().ask()
+    ours = measure_always()
+    pruning = integration.PyTorchLightningPruningCallback(trial, "lyapunov/max")
+    trainer(pruning, ours, max_epochs=3, **SCHEDULES[schedule]).fit(Regressor(), loader(), loader())
+    told = trial.storage.get_trial(trial._trial_id).intermediate_values
+    by_epoch: dict[int, float] = {}
+    for m in list(ours.history)[1:]:
+        by_epoch.setdefault(m.epoch, m.metrics["lyapunov/max"])  # the first report of an epoch counts
+    assert told == pytest.approx(by_epoch, rel=1e-6)
+
+
+def test_stock_early_stopping_ends_a_run_that_became_chaotic() -> None:
+    rnn = nn.RNN(3, 64, batch_first=True)
+    nn.init.normal_(rnn.weight_hh_l0, std=3 / 8)
+    stopper = EarlyStopping("lyapunov/max", mode="min", patience=100, divergence_threshold=0.0)
+    fit = trainer(measure_always(), stopper, max_epochs=5)
+    fit.fit(Regressor(rnn, lr=0.0), loader(), loader())
+    assert fit.current_epoch == 1 and "diverg" in stopper.stopping_reason_message.lower()
+
+
+# ------------------------------------------------------------------ when
+
+
+def test_thinning_counts_epochs_and_the_first_one_measures() -> None:
+    ours = measure_always(every_n_epochs=2)
+    trainer(ours, max_epochs=5).fit(Regressor(), loader(), loader())
+    assert [m.step for m in ours.history] == [0, 4, 12, 20]
+
+
+def test_thinning_counts_updates() -> None:
+    ours = measure_always(every_n_train_steps=3)
+    trainer(ours, max_epochs=2).fit(Regressor(), loader(), loader())
+    assert [m.step for m in ours.history] == [0, 3, 6]
+
+
+def test_budget_spaces_measurements_out_and_says_so(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    """Oracle: a clock that says each measurement takes a second and each epoch two."""
+    clock = {"now": 0.0}
+
+    class Second(LyapunovSpectrumCallback):
+        def _spectrum_now(self, when: Any) -> Any:
+            clock["now"] += 1.0
+            return super()._spectrum_now(when)
+
+    class TwoSeconds(pl.Callback):
+        def on_train_epoch_start(self, *_: Any) -> None:
+            clock["now"] += 2.0
+
+    monkeypatch.setattr("lightning_lyapunov.callback.time.perf_counter", lambda: clock["now"])
+    ours = Second(max_overhead=0.25)
+    trainer(ours, TwoSeconds(), max_epochs=20).fit(Regressor(), loader(), loader())
+    # Two measurements are free (before training, first epoch); after that one in 4 s of training, that is two epochs.
+    assert [m.epoch for m in ours.history] == [0, 0, 5, 7, 9, 11, 13, 15, 17, 19]
+    assert ours.history[-1].metrics["lyapunov/overhead"] <= 0.25
+
+
+def test_a_barebones_run_is_left_alone() -> None:
+    ours = measure_always()
+    fit = pl.Trainer(max_epochs=1, barebones=True, accelerator="cpu", callbacks=[ours])
+    fit.fit(Regressor(), loader(), loader())
+    assert len(ours.history) == 0
+
+
+def test_fast_dev_run_measures() -> None:
+    ours = measure_always()
+    trainer(ours, fast_dev_run=True).fit(Regressor(), loader(), loader())
+    assert [m.step for m in ours.history] == [0, 1] or [m.step for m in ours.history] == [1]
+
+
+# ------------------------------------------------------------------ no trace
+
+TRACELESS: dict[str, tuple[type[Regressor], dict[str, Any], dict[str, Any]]] = {
+    "plain": (Regressor, {}, {}),
+    "shuffling": (Regressor, {"shuffle": True}, {}),
+    "workers": (Regressor, {"shuffle": True, "workers": 1}, {}),
+    "accumulation": (Regressor, {"shuffle": True}, {"accumulate_grad_batches": 2}),
+    "manual": (Manual, {"shuffle": True}, {}),
+    "mid-epoch validation": (Regressor, {"shuffle": True}, {"val_check_interval": 0.5}),
+    "no validation": (Regressor, {"shuffle": True}, {"limit_val_batches": 0}),
+}
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["measuring", "failing"])
+@pytest.mark.parametrize("case", TRACELESS)
+def test_weights_are_bit_identical_with_and_without(case: str, fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, data, options = TRACELESS[case]
+
+    def run(*callbacks: pl.Callback) -> tuple[dict[str, Tensor], Tensor, Any]:
+        pl.seed_everything(1)
+        model = kind(rnn=nn.LSTM(3, 6, num_layers=2, dropout=0.3, batch_first=True), dropout=0.2)
+        model.drop.eval()  # a part frozen on purpose, which must stay so
+        fit = trainer(*callbacks, **options)
+        fit.fit(model, loader(**data), loader())
+        return weights_of(model), torch.get_rng_state(), fit.optimizers[0].state_dict()
+
+    if fails:
+        monkeypatch.setattr(
+            "lightning_lyapunov.callback.spectrum_features", lambda _: (_ for _ in ()).throw(RuntimeError("broken"))
+        )
+    without, state, optimizer = run()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ours = measure_always()
+        with_it, state_with, optimizer_with = run(ours)
+    assert (len(ours.history) == 0) if fails else (len(ours.history) >= 3)
+    assert all(torch.equal(without[name], with_it[name]) for name in without) and without.keys() == with_it.keys()
+    assert torch.equal(state, state_with)
+    assert str(optimizer) == str(optimizer_with)
+
+
+def test_nothing_stays_on_the_model() -> None:
+    model, ours = Regressor(), measure_always()
+    hooks = len(model.rnn._forward_hooks)
+    trainer(ours).fit(model, loader(), loader())
+    assert len(model.rnn._forward_hooks) == hooks
+
+    class Breaks(pl.Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            raise RuntimeError("somebody else's mistake")
+
+    with pytest.raises(RuntimeError, match="somebody else"):
+        trainer(measure_always(), Breaks()).fit(model, loader(), loader())
+    assert len(model.rnn._forward_hooks) == hooks
+
+
+def test_pickles_before_the_fit() -> None:
+    assert pickle.loads(pickle.dumps(LyapunovSpectrumCallback(k=3))).k == 3
+
+
+# ------------------------------------------------------------------ trouble
+
+
+def test_a_failed_measurement_warns_once_and_training_goes_on() -> None:
+    rnn = nn.RNN(3, 6, batch_first=True)
+    fit = trainer(ours := measure_always(), max_epochs=3)
+
+    class Poison(pl.Callback):
+        def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+            pl_module.rnn.weight_hh_l0.data[0, 0] = math.nan
+
+    fit.callbacks.append(Poison())
+    with pytest.warns(UserWarning) as told:
+        fit.fit(Regressor(rnn), loader(), loader())
+    ours_told = [w for w in told if "could not be measured" in str(w.message)]
+    assert len(ours_told) == 1 and "weight_ih_l0" in str(ours_told[0].message)
+    assert fit.current_epoch == 3
+    assert [m.step for m in ours.history] == [0, 4]
+
+
+@pytest.mark.parametrize(
+    ("module", "told"),
+    [("encoder", r"no 'encoder'; it has .*rnn \(LSTM\)"), ("out", "must take")],
+    ids=["unknown name", "not recurrent"],
+)
+def test_a_wrong_name_warns_and_training_goes_on(module: str, told: str) -> None:
+    fit = trainer(measure_always(module))
+    with pytest.warns(UserWarning, match=told):
+        fit.fit(Regressor(), loader(), loader())
+    assert fit.current_epoch == 2
+
+
+def test_a_model_without_recurrence_is_told_what_it_has() -> None:
+    class Flat(Regressor):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.Linear(3, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.rnn(x)[:, -1])
+
+    with pytest.warns(UserWarning, match=r"no nn\.RNN.*rnn \(Linear\)"):
+        trainer(measure_always()).fit(Flat(), loader(), loader())
+
+
+def test_dead_directions_are_floored_and_counted() -> None:
+    rnn = nn.LSTM(3, 6, batch_first=True)
+    nn.init.zeros_(rnn.weight_hh_l0)
+    fit = trainer(ours := measure_always(k=None), max_epochs=1)
+    fit.fit(Regressor(rnn, lr=0.0), loader(), loader())
+    metrics = fit.callback_metrics
+    assert metrics["lyapunov/floored"] == 6 and metrics["lyapunov/mean"] == FLOOR
+    assert all(math.isfinite(v) for m in ours.history for v in m.metrics.values())
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ({"k": 0}, "k must be at least 1; got 0"),
+        ({"num_sequences": 0}, "num_sequences must be at least 1"),
+        ({"num_steps": 0}, "num_steps must be at least 1"),
+        ({"transient": 64}, r"transient must lie in \[0, 63\].*got 64"),
+        ({"tolerance": 0.0}, "tolerance must be above 0"),
+        ({"max_overhead": -1.0}, "max_overhead must be above 0"),
+        ({"dtype": "float16"}, "dtype must be.*'float16'"),
+        ({"prefix": "a/"}, "prefix must be.*'a/'"),
+        ({"every_n_epochs": 0}, "every_n_epochs must be at least 1"),
+        ({"scorer": object()}, "scorer must be None"),
+    ],
+    ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
+)
+def test_bad_options_are_refused(option: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        LyapunovSpectrumCallback(**option)
+
+
+def test_a_clash_of_prefixes_is_refused() -> None:
+    fit = trainer(measure_always(), measure_always("rnn"))
+    with pytest.raises(MisconfigurationException, match="prefix 'lyapunov'"):
+        fit.fit(Regressor(), loader(), loader())
+
+
+def test_two_instances_with_prefixes_of_their_own() -> None:
+    fit = trainer(measure_always(), measure_always(prefix="again"))
+    fit.fit(Regressor(), loader(), loader())
+    assert fit.callback_metrics["lyapunov/max"] == pytest.approx(float(fit.callback_metrics["again/max"]), abs=1e-6)
+
+
+# ------------------------------------------------------------------ state
+
+
+def test_a_resumed_run_goes_on_from_its_history(tmp_path: Any) -> None:
+    pl.seed_everything(0)
+    model, ours = Regressor(), measure_always()
+    first = trainer(ours, max_epochs=2)
+    first.fit(model, loader(), loader())
+    first.save_checkpoint(tmp_path / "c.ckpt")
+    saved = torch.load(tmp_path / "c.ckpt", weights_only=True)  # plain values and tensors alone load so
+    assert any("LyapunovSpectrumCallback" in key for key in saved["callbacks"])
+
+    resumed = measure_always()
+    stopper = EarlyStopping("lyapunov/max", patience=100)  # strict: needs a value in the first epoch after the resume
+    again = trainer(resumed, stopper, max_epochs=4)
+    again.fit(Regressor(), loader(), loader(), ckpt_path=tmp_path / "c.ckpt")
+    assert [m.step for m in resumed.history] == [0, 4, 8, 12, 16]
+    assert resumed.history[2].metrics == ours.history[2].metrics
+
+
+# ------------------------------------------------------------------ other ways to run
+
+
+def test_the_other_lightning_package() -> None:
+    other = pytest.importorskip("pytorch_lightning")
+
+    class Other(other.LightningModule):
+        forward, loss, configure_optimizers = Regressor.forward, Regressor.loss, Regressor.configure_optimizers
+        training_step, validation_step = Regressor.training_step, Regressor.validation_step
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop, self.rnn, self.out, self.lr = (
+                nn.Identity(),
+                nn.LSTM(3, 6, batch_first=True),
+                nn.Linear(6, 1),
+                0.01,
+            )
+
+    ours = measure_always()
+    fit = other.Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[ours],
+    )  # fmt: skip
+    fit.fit(Other(), loader(), loader())
+    assert [m.step for m in ours.history] == [0, 4, 8]
+
+
+def test_a_compiled_layer_is_found_under_its_own_name() -> None:
+    model = Regressor()
+    model.rnn = torch.compile(model.rnn, backend="eager")
+    ours = measure_always("rnn")
+    trainer(ours).fit(model, loader(), loader())
+    assert len(ours.history) == 3
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_the_runs_precision_does_not_reach_the_measurement(precision: Any) -> None:
+    """Oracle: the same weights, cast up, and the same inputs, by hand."""
+    pl.seed_everything(0)
+    model, ours = Regressor(), measure_always(k=None)
+    trainer(ours, precision=precision).fit(model, loader(), loader())
+    x = next(iter(loader(batch=16)))[0]
+    x = x.bfloat16() if precision == "bf16-true" else x
+    rnn = nn.LSTM(3, 6, batch_first=True).double()
+    rnn.load_state_dict(model.rnn.state_dict())
+    expected = lyapunov_spectrum(rnn, x.double(), transient=3).exponents
+    assert torch.allclose(ours.spectrum.exponents, expected, atol=1e-3)
+
+
+def test_two_processes_log_the_same_and_end(tmp_path: Any) -> None:
+    """DDP must not hang or crash: rank zero measures, every rank logs what it says, EarlyStopping agrees."""
+    script = tmp_path / "ddp.py"
+    script.write_text(
+        textwrap.dedent("""
+        import sys
+        from datetime import timedelta
+        from fits import Regressor, loader
+        import lightning.pytorch as pl
+        from lightning.pytorch.callbacks import EarlyStopping
+        from lightning.pytorch.strategies import DDPStrategy
+        from lightning_lyapunov import LyapunovSpectrumCallback
+        if __name__ == "__main__":
+            strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=20))
+            fit = pl.Trainer(max_epochs=3, accelerator="cpu", devices=2, strategy=strategy, logger=False,
+                             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+                             callbacks=[LyapunovSpectrumCallback(max_overhead=None),
+                                        EarlyStopping("lyapunov/max", patience=5)])
+            fit.fit(Regressor(), loader(), loader())
+            with open(f"{sys.argv[1]}/rank{fit.global_rank}", "w") as file:
+                print(fit.current_epoch, float(fit.callback_metrics["lyapunov/max"]), file=file)
+        """)
+    )
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__), "MASTER_ADDR": "127.0.0.1"}
+    command = [sys.executable, str(script), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)]
+    assert said[0] == said[1] and said[0].startswith("3 -")
