@@ -1,4 +1,4 @@
-# The commands of the project. Each sets up what it needs in .venv by itself: Python and make are all that must be there.
+# The commands of the project. Each sets up what it needs in .venv by itself; only Python and make must be there.
 #
 #   make demo ARGS="--cell gru --gain 3"        arguments for the example; ARGS goes to pytest in test and slow
 #   make test PYTHON=python3.12 VENV=.venv312   another interpreter, in an environment of its own
@@ -7,8 +7,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 RUN    := $(VENV)/bin/python -m
 
-# Held back when the constraints are renewed: a new torch is a large download, worth it only on purpose.
-TORCH  := 2.13.0
+# What the constraints hold beside the extras: torch, because a new one is a large download, worth it only on purpose,
+# and what hatchling adds for an editable install.
+HELD   := 'torch==2.13.0' 'editables~=0.3'
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # two installs into one environment would trip over each other
@@ -36,7 +37,7 @@ format: $(VENV)/dev.stamp        ## put the code into style
 	$(RUN) ruff format
 
 constraints:  ## renew constraints.txt with the newest releases (needs uv)
-	{ sed -n '/^#/p' constraints.txt && echo torch==$(TORCH) | \
+	{ sed -n '/^#/p' constraints.txt && printf '%s\n' $(HELD) | \
 	  uv pip compile --quiet --universal --python-version 3.10 --extra dev --no-header --no-annotate pyproject.toml - | \
 	  grep -vE '^(cuda|nvidia|triton)'; } > constraints.new
 	mv constraints.new constraints.txt
