@@ -66,39 +66,41 @@ class DigitReader(pl.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=3e-3)
 
 
-class PrintEpochs(pl.Callback):
-    """One line of figures for each measurement; ``pl_module.print`` keeps clear of the progress bar."""
+COLUMNS = "   λ_max ± stderr   near 0   λ > 0   KY dim   horizon"
 
-    header = (
-        f"{'epoch':>7} {'accuracy':>9} {'λ_max ± stderr':>17} {'near 0':>7} {'λ > 0':>6} {'KY dim':>7} {'horizon':>8}"
-    )
+
+def figures(measurement: Measurement) -> str:
+    """What one measurement says, under these columns."""
+    m = {key.removeprefix("lyapunov/"): value for key, value in measurement.metrics.items()}
+    largest = f"{m['max']:+.3f} ± {m['max_stderr']:.3f}"
+    shares = f"{m['near_zero_fraction']:>6.1%}  {m['unstable_fraction']:>6.1%}"
+    return f"{largest:>17}   {shares}   {m['kaplan_yorke_dimension']:>6.1f}   {m['gradient_horizon']:>7.1f}"
+
+
+class PrintEpochs(pl.Callback):
+    """One line for each measurement; ``pl_module.print`` keeps clear of the progress bar."""
 
     def __init__(self, lyapunov: LyapunovSpectrumCallback) -> None:
         self.lyapunov = lyapunov
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print the network as it was made."""
-        pl_module.print(self.header + f" {'seconds':>8}")
-        pl_module.print(f"{'start':>7} {'':9} {figures(self.lyapunov.history[-1])}")
+        """The network as it was made."""
+        pl_module.print(f"epochs   accuracy{COLUMNS}   seconds")
+        self.print_line(pl_module, 0, math.nan)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print what the epoch made of it."""
-        right = float(trainer.callback_metrics["val/accuracy"])
-        pl_module.print(f"{trainer.current_epoch + 1:>7} {right:>9.1%} {figures(self.lyapunov.history[-1])}")
+        """What the epoch made of it."""
+        self.print_line(pl_module, trainer.current_epoch + 1, float(trainer.callback_metrics["val/accuracy"]))
 
-
-def figures(measurement: Measurement) -> str:
-    """The figures of one measurement, under the header's columns."""
-    m = {key.removeprefix("lyapunov/"): value for key, value in measurement.metrics.items()}
-    largest = f"{m['max']:+.3f} ± {m['max_stderr']:.3f}"
-    shares = f"{m['near_zero_fraction']:>7.1%} {m['unstable_fraction']:>6.1%}"
-    return (
-        f"{largest:>17} {shares} {m['kaplan_yorke_dimension']:>7.1f} {m['gradient_horizon']:>8.1f} {m['seconds']:>8.2f}"
-    )
+    def print_line(self, pl_module: pl.LightningModule, epochs: int, accuracy: float) -> None:
+        """The figures of the last measurement."""
+        last = self.lyapunov.history[-1]
+        known = "" if math.isnan(accuracy) else f"{accuracy:.1%}"
+        pl_module.print(f"{epochs:>6}   {known:>8}{figures(last)}   {last.metrics['lyapunov/seconds']:>7.2f}")
 
 
 def verdict(measurement: Measurement) -> str:
-    """Stable or chaotic, if two standard errors tell."""
+    """Stable or chaotic over the steps of an image, if two standard errors tell."""
     largest, stderr = measurement.metrics["lyapunov/max"], measurement.metrics["lyapunov/max_stderr"]
     if measurement.metrics["lyapunov/stability_margin"] > 0:  # -largest - 2 * stderr
         return "stable"
@@ -116,8 +118,9 @@ def main() -> None:
     parser.add_argument("--logdir", type=Path, default=Path("lightning_logs"))
     args = parser.parse_args()
 
-    # Lightning's advice on data loader workers and hardware is for larger runs than this one.
+    # Not for newcomers: Lightning's advice for larger runs, and a deprecation between Lightning and torch.
     warnings.filterwarnings("ignore", ".*does not have many workers")
+    warnings.filterwarnings("ignore", ".*treespec")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
     pl.seed_everything(args.seed, verbose=False)
@@ -132,7 +135,7 @@ def main() -> None:
         max_epochs=args.epochs,
         accelerator="cpu",  # faster than a GPU for a network of this size
         logger=logger,
-        callbacks=[lyapunov, PrintEpochs(lyapunov), TQDMProgressBar()],
+        callbacks=[TQDMProgressBar(), lyapunov, PrintEpochs(lyapunov)],  # in this order: it prints above the bar
         log_every_n_steps=10,
         enable_model_summary=False,
     )
@@ -143,9 +146,9 @@ def main() -> None:
 
     first, last = lyapunov.history[0], lyapunov.history[-1]
     print(f"\n{args.epochs} epochs in {time.perf_counter() - start:.0f} s. λ in nats per step, horizon in steps.\n")
-    print(f"{'':16} {PrintEpochs.header[18:]}")
-    print(f"before training  {figures(first)[:-9]}  {verdict(first)}")
-    print(f"after training   {figures(last)[:-9]}  {verdict(last)}\n")
+    print(f"                {COLUMNS}   verdict")
+    print(f"before training {figures(first)}   {verdict(first)}")
+    print(f"after training  {figures(last)}   {verdict(last)}\n")
 
     picture = Path(logger.log_dir) / "spectrum.png"
     spectrum_over_training(lyapunov.history).savefig(picture)

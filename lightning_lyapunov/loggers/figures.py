@@ -51,30 +51,31 @@ def spectrum_over_training(history: Iterable[Measurement], *, prefix: str = "lya
     FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
     figure.suptitle("Lyapunov spectrum during training")
-    mesh = _draw_spectra(above, edges, spectra)
-    figure.colorbar(mesh, ax=above, extend="both", label="nats per step", pad=0.02, ticks=_ticks(mesh.norm))
+    _draw_spectra(above, edges, spectra)
     _draw_largest(below, steps, edges, spectra[0], stderr)
     below.set_xlabel("updates")
     below.set_xlim(edges[0], edges[-1])
     return figure
 
 
-def _draw_spectra(axes: Any, edges: np.ndarray, spectra: np.ndarray) -> Any:
+def _draw_spectra(axes: Any, edges: np.ndarray, spectra: np.ndarray) -> None:
     """Heat map of exponents ``(K, measurements)``; dead directions are as blue as it gets, unknown ones grey."""
     finite = spectra[np.isfinite(spectra)]
     lowest = min(float(np.percentile(finite, 5)), -FAINTEST) if len(finite) else -1.0
     highest = max(float(finite.max()), FAINTEST) if len(finite) else 1.0
     indices = np.arange(len(spectra) + 1) + 0.5
     shown = np.ma.masked_invalid(np.where(spectra == -math.inf, lowest, spectra))
-    norm = TwoSlopeNorm(0.0, lowest, highest)
-    mesh = axes.pcolormesh(edges, indices, shown, cmap=COLOURS, norm=norm, rasterized=True)
+    mesh = axes.pcolormesh(
+        edges, indices, shown, cmap=COLOURS, norm=TwoSlopeNorm(0.0, lowest, highest), rasterized=True
+    )
+    ticks = [lowest, lowest / 2, 0.0, highest / 2, highest]  # matplotlib itself would crowd the steeper side of zero
+    axes.figure.colorbar(mesh, ax=axes, extend="both", label="nats per step", pad=0.02, ticks=ticks, format="%.2g")
     positive = (spectra > 0).sum(0)
     if positive.any():
         axes.stairs(positive + 0.5, edges, baseline=None, color="black", linewidth=1.2)
     axes.set_facecolor("0.75")
     axes.set_ylim(indices[-1], indices[0])
     axes.set_ylabel("exponent, largest first")
-    return mesh
 
 
 def _draw_largest(axes: Any, steps: np.ndarray, edges: np.ndarray, largest: np.ndarray, stderr: np.ndarray) -> None:
@@ -105,9 +106,3 @@ def _edges(steps: np.ndarray) -> np.ndarray:
     if steps[0] == steps[-1]:
         return np.linspace(steps[0] - 0.5, steps[0] + 0.5, len(steps) + 1)
     return np.concatenate([steps[:1], (steps[1:] + steps[:-1]) / 2, steps[-1:]])
-
-
-def _ticks(norm: TwoSlopeNorm) -> list[float]:
-    """Few, and round: matplotlib would crowd the steeper side of zero."""
-    ticks = [norm.vmin, norm.vmin / 2, 0.0, norm.vmax / 2, norm.vmax]
-    return [float(f"{tick:.1g}") if abs(tick) >= 1 else round(tick, 2) for tick in ticks]
