@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -11,47 +12,70 @@ from torch import nn
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module in eval mode and give every submodule its own flag back, so that a frozen part stays frozen."""
-    modes = [(part, part.training) for part in module.modules()]
-    for part, _ in modes:
-        part.training = False
+    """Put a module in eval mode, its hooks at rest, and give every submodule its own attributes back.
+
+    So a frozen part stays frozen, hooks that record the user's activations see none of ours, and what a forward pass
+    notes on its module is as it was. Pre-hooks stay: those of weight normalisation and pruning compute the weights.
+    """
+    found = [(part, dict(vars(part))) for part in module.modules()]
     try:
+        for part, _ in found:
+            part.training = False
+            part._forward_hooks = OrderedDict()
+            part._backward_hooks = OrderedDict()
+            part._backward_pre_hooks = OrderedDict()
         yield
     finally:
-        for part, training in modes:
-            part.training = training
+        for part, attributes in found:
+            vars(part).clear()
+            vars(part).update(attributes)
 
 
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Products of float32 matrices in float32, whatever the run allows itself (TF32, bfloat16)."""
-    try:
-        allowed = torch.get_float32_matmul_precision()
-    except RuntimeError:  # torch refuses to read the old switch once a user has set the new, finer ones
-        with _full_precision_by_backend():
-            yield
-        return
-    if allowed == "highest":
+    with _cudnn_off(), _ieee_products() if hasattr(torch.backends, "fp32_precision") else _highest_products():
         yield
-        return
+
+
+@contextmanager
+def _cudnn_off() -> Iterator[None]:
+    # Its TF32 is on by default, and once touched that default cannot be set back. Torch's own kernels stand in; they
+    # also know forward-mode derivatives, which cuDNN's recurrent layers do not.
+    found = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = found
+
+
+@contextmanager
+def _ieee_products() -> Iterator[None]:
+    # Through the fine switches (torch 2.9) even if the user set the older ones: those write to several of these at
+    # once, so that setting an older one back need not restore what was found.
+    mkldnn = torch.backends.mkldnn
+    switches = [torch.backends.cuda.matmul, mkldnn.matmul, mkldnn.conv, mkldnn.rnn]  # type: ignore[attr-defined]
+    found = [switch.fp32_precision for switch in switches]
+    try:
+        for switch in switches:
+            switch.fp32_precision = "ieee"
+        yield
+    finally:
+        for switch, precision in zip(switches, found, strict=True):
+            switch.fp32_precision = "none"  # as the switch above it says: where it said so before, it stays so
+            if switch.fp32_precision != precision:
+                switch.fp32_precision = precision
+
+
+@contextmanager
+def _highest_products() -> Iterator[None]:
+    found = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(allowed)
-
-
-@contextmanager
-def _full_precision_by_backend() -> Iterator[None]:
-    backends = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
-    found = [backend.fp32_precision for backend in backends]
-    for backend in backends:
-        backend.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        for backend, value in zip(backends, found, strict=True):
-            backend.fp32_precision = value
+        torch.set_float32_matmul_precision(found)
 
 
 @contextmanager
@@ -71,6 +95,7 @@ def measuring(system: object, device: torch.device) -> Iterator[None]:
         stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(full_precision())
         stack.enter_context(untouched_random_state(device))
-        if isinstance(system, nn.Module):
-            stack.enter_context(evaluating(system))
+        module = getattr(system, "__self__", system)  # a bound method speaks for its module
+        if isinstance(module, nn.Module):
+            stack.enter_context(evaluating(module))
         yield

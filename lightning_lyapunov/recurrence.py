@@ -19,6 +19,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vmap
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 State: TypeAlias = "Tensor | tuple[Tensor, ...]"
 Cell: TypeAlias = "Callable[[Tensor | None, State], State]"
@@ -252,6 +255,9 @@ class CellMap(Recurrence):
         template: A state as the cell takes it, one tensor or a tuple, ``(B, ...)``: gives structure and shapes.
         driven: False where the cell is to be called with None as input.
         dtype: Floating type; must be that of the template unless the cell is a module.
+
+    Attributes:
+        castable: Whether the cell also runs in other floating types; False for one that is no module.
     """
 
     def __init__(self, cell: Cell, template: State, *, driven: bool, dtype: torch.dtype) -> None:
@@ -259,12 +265,8 @@ class CellMap(Recurrence):
         self.shapes = [part.shape[1:] for part in as_parts(template)]
         self.sizes = [shape.numel() for shape in self.shapes]
         self.state_size, self.output_size = sum(self.sizes), self.sizes[0]
-        # Buffers are cloned, not only cast: a cell may write to them, and must then write to ours.
-        self._tensors = (
-            {name: _cast(tensor.detach(), dtype).clone() for name, tensor in _named_tensors(cell)}
-            if isinstance(cell, nn.Module)
-            else {}
-        )
+        self.castable = isinstance(cell, nn.Module)
+        self._tensors = cast_tensors(cell, dtype) if isinstance(cell, nn.Module) else {}
         self._forward_mode: bool | None = None
 
     def flatten(self, state: State) -> Tensor:
@@ -285,12 +287,11 @@ class CellMap(Recurrence):
             result = functional_call(self.cell, self._tensors, arguments)
         else:
             result = self.cell(*arguments)
-        parts = as_parts(result)
-        shapes = [tuple(part.shape[1:]) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
-        if shapes != [tuple(shape) for shape in self.shapes]:
+        shapes = [tuple(p.shape) if isinstance(p, Tensor) else type(p).__name__ for p in as_parts(result)]
+        expected = [(len(state), *shape) for shape in self.shapes]
+        if shapes != expected:
             raise ValueError(
-                f"system must return the next state as it takes it, parts of shape "
-                f"{[tuple(s) for s in self.shapes]} after the batch; it returned {shapes}."
+                f"system must return the next state as it takes it, parts of shape {expected}; it returned {shapes}."
             )
         return self.flatten(result)
 
@@ -325,6 +326,8 @@ class CellMap(Recurrence):
         with torch.enable_grad():
             h = state.detach().clone().requires_grad_()
             image = self.step(h, drive)
+            if not image.requires_grad:  # nothing of the state reaches the next one
+                return torch.zeros_like(tangents)
             rows = [
                 torch.autograd.grad(image[:, d].sum(), h, retain_graph=True, allow_unused=True)[0]
                 for d in range(self.state_size)
@@ -332,7 +335,7 @@ class CellMap(Recurrence):
         return torch.stack([torch.zeros_like(state) if row is None else row for row in rows], -2) @ tangents
 
     def to(self, dtype: torch.dtype) -> Recurrence:
-        if dtype == self.dtype or not isinstance(self.cell, nn.Module):
+        if dtype == self.dtype or not self.castable:
             return self
         return CellMap(self.cell, self.template, driven=self.driven, dtype=dtype)
 
@@ -358,13 +361,26 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def _named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*module.named_parameters(), *module.named_buffers()]
+def cast_tensors(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Copies of a module's parameters and buffers by name: a cell that writes to its buffers writes to ours."""
+    named = [*module.named_parameters(), *module.named_buffers()]
+    return {name: _cast(tensor.detach(), dtype).clone() for name, tensor in named}
 
 
 def _effective(module: nn.Module, name: str, dtype: torch.dtype) -> Tensor | None:
-    """The weight a module computes with, through parametrisations, detached and cast; None where it has none."""
+    """The weight a module computes with, detached and cast; None where it has none.
+
+    Parametrisations compute it on access. The older ways, torch's weight_norm, spectral_norm and pruning, do so in a
+    hook before each forward pass, and what they left behind is old after an update: their formula is evaluated.
+    """
     weight = getattr(module, name, None)
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, WeightNorm) and hook.name == name:
+            weight = hook.compute_weight(module)
+        elif isinstance(hook, SpectralNorm) and hook.name == name:
+            weight = hook.compute_weight(module, do_power_iteration=False)
+        elif isinstance(hook, BasePruningMethod) and hook._tensor_name == name:
+            weight = hook.apply_mask(module)
     return None if weight is None else weight.detach().to(dtype)
 
 

@@ -6,14 +6,16 @@ after another and each keeps a trajectory of its own.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from lightning_lyapunov.recurrence import Cell, CellMap, Recurrence, State, as_parts, module_map
+from lightning_lyapunov.recurrence import Cell, CellMap, Recurrence, State, as_parts, cast_tensors, module_map
 
 Inputs = Tensor | PackedSequence
 Families = (nn.RNN, nn.GRU, nn.LSTM)
@@ -68,7 +70,7 @@ def unwrap(system: object) -> Any:
     while isinstance(system, nn.Module):
         if isinstance(inner := getattr(system, "_orig_mod", None), nn.Module):
             system = inner
-        elif type(system).__name__ == "DistributedDataParallel":
+        elif isinstance(system, nn.DataParallel | nn.parallel.DistributedDataParallel):
             system = system.module
         else:
             break
@@ -184,7 +186,7 @@ def check_supported(module: nn.Module) -> None:
     """
     for family in (*Families, *Cells):
         if isinstance(module, family):
-            if type(module).forward is not family.forward:
+            if type(module).forward is not family.forward or "forward" in vars(module):
                 raise ValueError(
                     f"system: {type(module).__name__} replaces the forward pass of nn.{family.__name__}, so its step "
                     "is not known. Pass the plain module inside it, or its step as a callable cell(x, state) -> state."
@@ -237,9 +239,22 @@ def _sequences(
 
 
 def _batch_of(module: nn.Module, state: State) -> int:
-    part = as_parts(state)[0]
+    part = _checked_state(module, state)[0]
     batched = part.dim() == (3 if isinstance(module, nn.RNNBase) else 2)
     return part.shape[-2] if batched else 1
+
+
+def _checked_state(module: nn.Module, state: State) -> Sequence[Tensor]:
+    """The parts of a torch module's state: one, or h and c."""
+    parts = as_parts(state)
+    pair = isinstance(module, nn.LSTM | nn.LSTMCell)
+    if len(parts) != 1 + pair or not all(isinstance(part, Tensor) and part.is_floating_point() for part in parts):
+        wanted = "a pair (h, c) of floating tensors" if pair else "a floating tensor"
+        came = ", ".join(str(part.dtype) if isinstance(part, Tensor) else type(part).__name__ for part in parts)
+        raise ValueError(f"state must be {wanted}, as {type(module).__name__} takes it; got {came or 'nothing'}.")
+    if not all(torch.isfinite(part).all() for part in parts):
+        raise ValueError("state holds NaN or infinite values; it must be finite.")
+    return parts
 
 
 def _needed(steps: int | None) -> int:
@@ -262,11 +277,11 @@ def _cut(
         raise ValueError(f"inputs must hold at least one step and one sequence; got {tuple(values.shape[:2])} (T, B).")
     if steps is not None and steps > len(values):
         raise ValueError(f"steps must not exceed the {len(values)} steps of inputs; got {steps}.")
-    if values.is_floating_point():
-        if not torch.isfinite(values).all():
-            raise ValueError("inputs hold NaN or infinite values; they must be finite.")
-        values = values.to(dtype)
     values = values[:steps].to(device)
+    if values.is_floating_point():
+        values = values.to(dtype)
+        if not torch.isfinite(values).all():
+            raise ValueError(f"inputs hold NaN or infinite values (in {dtype}); they must be finite.")
     if values.is_inference():
         values = values.clone()
     if given is None:
@@ -288,18 +303,13 @@ def _initial_states(
         sizes = [getattr(module, "proj_size", 0) or module.hidden_size, module.hidden_size]
     if state is None:
         return [torch.zeros(rows, batch, size, dtype=dtype, device=device) for size in sizes]
-    parts = list(as_parts(state))
-    if len(parts) != len(sizes) or not all(isinstance(part, Tensor) for part in parts):
-        wanted = "a pair (h, c) of tensors" if len(sizes) == 2 else "a tensor"
-        raise ValueError(f"state must be {wanted}, as {type(module).__name__} takes it; got {type(state).__name__}.")
     shaped = []
-    for part, size in zip(parts, sizes, strict=True):
-        shape = (rows, batch, size)
-        if part.numel() != rows * batch * size or part.shape[-1] != size:
-            raise ValueError(f"state must have shape {shape} (a cell: {shape[1:]}); got {tuple(part.shape)}.")
-        if not torch.isfinite(part).all():
-            raise ValueError("state holds NaN or infinite values; it must be finite.")
-        part = part.detach().to(device=device, dtype=dtype).reshape(shape)
+    for part, size in zip(_checked_state(module, state), sizes, strict=True):
+        shape = (batch, size) if is_cell else (rows, batch, size)
+        unbatched = (*shape[:-2], size)
+        if part.shape != shape and not (batch == 1 and part.shape == unbatched):
+            raise ValueError(f"state must have shape {shape}; got {tuple(part.shape)}.")
+        part = part.detach().to(device=device, dtype=dtype).reshape(rows, batch, size)
         shaped.append(part if sequences.order is None else part.index_select(1, sequences.order))
     return shaped
 
@@ -316,17 +326,21 @@ def _callable_trajectory(
         _check_weights(cell)
     template = _template(cell, inputs, device) if state is None else state
     parts = as_parts(template)
-    if not all(isinstance(part, Tensor) and part.is_floating_point() and part.dim() >= 1 for part in parts):
-        raise ValueError("state must be a floating tensor (B, ...) or a tuple of them.")
+    if not parts or not all(isinstance(p, Tensor) and p.is_floating_point() and p.dim() >= 1 for p in parts):
+        came = ", ".join(f"{tuple(p.shape)} {p.dtype}" if isinstance(p, Tensor) else type(p).__name__ for p in parts)
+        raise ValueError(f"state must be a floating tensor (B, ...) or a tuple of them; got {came or 'nothing'}.")
+    batch = parts[0].shape[0]
+    if batch == 0 or any(part.shape[0] != batch for part in parts):
+        raise ValueError(f"state must have a row per sequence in each part; got {[len(part) for part in parts]} rows.")
     if not all(torch.isfinite(part).all() for part in parts):
         raise ValueError("state holds NaN or infinite values; it must be finite.")
     # A bare callable may hold tensors of its own that nobody can cast: it runs in the type of its state.
     native = parts[0].dtype
     if dtype is not None and not is_module and dtype != native:
         raise ValueError(f"dtype of a callable is that of its state, {native}; got {dtype}. Cast the state instead.")
+    widest = dtype is None
     dtype = (dtype or widest_dtype(device)) if is_module else native
 
-    batch = parts[0].shape[0]
     if inputs is None:
         sequences = _cut(torch.zeros(_needed(steps), batch, 0, dtype=dtype, device=device), None, None, dtype, device)
     elif isinstance(inputs, PackedSequence):
@@ -346,13 +360,14 @@ def _callable_trajectory(
     recurrence = CellMap(cast(Cell, cell), template, driven=inputs is not None, dtype=dtype)
     initial = recurrence.flatten(template).detach().to(device=device, dtype=dtype)
     _check_step(recurrence, sequences.values[0], initial)
+    recurrence.castable = recurrence.castable and widest and _runs_narrow(recurrence, sequences.values[0], initial)
     return {"cell": _trajectory(recurrence, sequences, sequences.values, initial)}
 
 
 def _check_step(recurrence: CellMap, first: Tensor, state: Tensor) -> None:
     """One trial step: what goes wrong in somebody's cell is told in terms of the arguments it got."""
     try:
-        recurrence.step(state, first)
+        returned = recurrence.step(state, first).dtype
     except ValueError:
         raise
     except Exception as error:  # the cell is the user's: anything may come out of it
@@ -362,6 +377,20 @@ def _check_step(recurrence: CellMap, first: Tensor, state: Tensor) -> None:
             f"{[(len(state), *shape) for shape in recurrence.shapes]} failed ({type(error).__name__}: {error}). "
             f"It must be a cell(x, state) -> state{_layers_inside(recurrence.cell)}."
         ) from error
+    if torch.finfo(returned).bits < torch.finfo(recurrence.dtype).bits:
+        raise ValueError(
+            f"system must return its state in the type it takes it, {recurrence.dtype}; it returned {returned}. "
+            f"Measure it in that type: dtype={returned}, or a state of that type for a bare callable."
+        )
+
+
+def _runs_narrow(recurrence: CellMap, first: Tensor, state: Tensor) -> bool:
+    """Whether the cell runs in float32 too: constants that its module does not register are not cast with it."""
+    try:
+        narrow = recurrence.to(torch.float32)
+        return narrow.step(state.float(), first).dtype == torch.float32
+    except Exception:  # the cell is the user's: anything may come out of it
+        return False
 
 
 def _template(cell: Any, inputs: Inputs | None, device: torch.device) -> State:
@@ -370,9 +399,13 @@ def _template(cell: Any, inputs: Inputs | None, device: torch.device) -> State:
         inputs = pad_packed_sequence(inputs)[0]
     if isinstance(inputs, Tensor) and inputs.dim() >= 2:
         try:
-            dtype = next((p.dtype for p in cell.parameters()), inputs.dtype) if isinstance(cell, nn.Module) else None
             first = inputs[0].to(device)
-            state = cell(first.to(dtype) if dtype and first.is_floating_point() else first, None)
+            if isinstance(cell, nn.Module):
+                dtype = widest_dtype(device)
+                first = first.to(dtype) if first.is_floating_point() else first
+                state = functional_call(cell, cast_tensors(cell, dtype), (first, None))
+            else:
+                state = cell(first, None)
         except Exception as error:  # whatever a cell raises on None: it cannot tell, so the caller must
             raise ValueError(
                 f"state must be given for {_name(cell)}: calling it with None to learn its shape failed "
