@@ -43,8 +43,11 @@ class History:
         self._measurements.append(measurement)
         self._seen += 1
         limit = max(16, min(LIMIT, NUMBERS // max(1, len(measurement.exponents))))
-        if len(self._measurements) > limit:
-            self._measurements = self._measurements[::2]
+        while len(self._measurements) > limit:
+            thinned = self._measurements[::2]
+            if thinned[-1] is not measurement:
+                thinned.append(measurement)
+            self._measurements = thinned
             self._stride *= 2
 
     def __len__(self) -> int:

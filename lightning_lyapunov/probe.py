@@ -139,10 +139,19 @@ class _Hook:
         probe.record(args, kwargs, output)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
-        return _Hook()
+        return type(self)()
 
     def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
-        return _Hook, ()
+        return type(self), ()
+
+
+class _UncompiledHook(_Hook):
+    """The same for torch's recurrent modules, which are never compiled themselves: neither is the hook."""
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if self._probe is not None and (probe := self._probe()) is not None:
+            probe.record(args, kwargs, output)
 
 
 class Probe:
@@ -158,7 +167,8 @@ class Probe:
         self.layer = layer
         self.num_sequences, self.num_steps = num_sequences, num_steps
         self._signature = inspect.signature(layer.forward)
-        self._handle = layer.register_forward_hook(_Hook(self), with_kwargs=True)
+        hook = _UncompiledHook if isinstance(layer, nn.RNNBase) else _Hook
+        self._handle = layer.register_forward_hook(hook(self), with_kwargs=True)
         self._is_single = True  # whether a state is one tensor rather than a tuple of them
         self._keeps_latest = False
         self.forget()
