@@ -74,11 +74,12 @@ def spectrum_features(spectrum: LyapunovSpectrum) -> dict[str, float]:
         measured). Unknown values are NaN.
     """
     values, complete = _sorted_values(spectrum, True)
-    top, error = values[0], float(spectrum.stderr[0])
+    top, error = float(spectrum.exponents[0]), float(spectrum.stderr[0])
+    total = sum(values) if complete else math.nan
     return {
         "max": top,
         "max_stderr": error,
-        "mean": (sum(values) if complete else spectrum.volume_rate) / spectrum.dimension,
+        "mean": (spectrum.volume_rate if math.isnan(total) else total) / spectrum.dimension,
         "near_zero_fraction": _share(spectrum, values, lambda v: abs(v) < NEAR_ZERO, known_from=-NEAR_ZERO),
         "unstable_fraction": _share(spectrum, values, lambda v: v > 0, known_from=0.0),
         "kaplan_yorke_dimension": kaplan_yorke_dimension(spectrum),

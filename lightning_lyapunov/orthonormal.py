@@ -27,8 +27,9 @@ def reorthonormalise(tangents: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     r"""Replace tangents ``(B, D, K)`` by an orthonormal frame of the same flag, and say how much each direction grew.
 
     Householder QR; the logarithms are float64 whatever the tangents are. A direction below the rounding of the fastest
-    one has left no trace in the tangents: after a single step its growth is :math:`-\infty` (that Jacobian is singular
-    as far as the arithmetic can see), after several it is NaN (unknown: the interval was too long).
+    one, or at the end of the floating range, has left no trace in the tangents: after a single step its growth is
+    :math:`-\infty` (that Jacobian is singular as far as the arithmetic can see), after several it is NaN (unknown: the
+    interval was too long). What overflowed is NaN too.
 
     Args:
         tangents: Vectors as columns, D >= K.
@@ -41,8 +42,10 @@ def reorthonormalise(tangents: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     growth = r.diagonal(dim1=-2, dim2=-1).abs()
     if growth.device.type != "mps":
         growth = growth.double()
+    growth = growth.masked_fill(growth.isinf(), math.nan)
     resolution = 4 * math.sqrt(tangents.shape[-2]) * unit_roundoff(tangents.dtype)
-    lost = growth <= resolution * growth.amax(-1, keepdim=True)
+    smallest = torch.finfo(tangents.dtype).smallest_normal / torch.finfo(tangents.dtype).eps
+    lost = growth <= (resolution * growth.amax(-1, keepdim=True)).clamp(min=smallest)
     return frame, torch.where(lost, -math.inf if steps == 1 else math.nan, growth.log())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -26,8 +27,9 @@ class Growth:
 def random_frame(size: int, k: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
     """An orthonormal frame ``(D, K)`` in general position, float64, the same for a seed on every device."""
     generator = generator or torch.Generator().manual_seed(0)
-    directions = torch.randn(k, size, generator=generator, device=generator.device, dtype=torch.float64)
-    return torch.linalg.qr(directions.cpu().mT).Q.to(device, torch.float32 if device.type == "mps" else None)
+    # All D are drawn, so that the first K are the same whatever K is.
+    directions = torch.randn(size, size, generator=generator, device=generator.device, dtype=torch.float64)
+    return torch.linalg.qr(directions[:k].cpu().mT).Q.to(device, torch.float32 if device.type == "mps" else None)
 
 
 def push_along(
@@ -57,7 +59,8 @@ def push_along(
         if since == interval or t + 1 == len(running) or running[t + 1] < rows:
             pushed, growth = reorthonormalise(pushed, since)
             log[:rows] += growth
-            gap[:rows] = torch.maximum(gap[:rows], growth.amax(-1, keepdim=True) - growth)
+            fastest = growth.nan_to_num(nan=-math.inf).amax(-1, keepdim=True)
+            gap[:rows] = torch.maximum(gap[:rows], fastest - growth)
             intervals += 1
             since = 0
         frame = pushed if rows == len(frame) else torch.cat([pushed, frame[rows:]])

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -133,11 +134,34 @@ def flat(state: Any) -> Tensor:
     return torch.cat([part.flatten(1) for part in as_parts(state)], -1)
 
 
-def dense_rates(product: Tensor, steps: int, k: int | None = None) -> Tensor:
-    """Growth rates (K,), largest first, from one QR of the product of all Jacobians in the engine's initial frame."""
-    frame = random_frame(len(product), k or len(product), product.device, None)
-    r = torch.linalg.qr(product @ frame.to(product.dtype)).R
-    return (r.diagonal().abs().log() / steps).sort(descending=True).values
+def dense_rates(jacobians: list[Tensor], k: int | None = None) -> Tensor:
+    """Growth rates (K,), largest first, from one QR of the product of all Jacobians ``(D, D)``, the last leftmost.
+
+    In exact arithmetic and in the engine's initial frame A: the diagonal of R is squared in A'J'JA = L diag(R²) L'.
+    """
+    size = len(jacobians[0])
+    columns = _exact(random_frame(size, k or size, torch.device("cpu"), None))
+    for jacobian in jacobians:
+        columns = _product(_exact(jacobian), columns)
+    gram = _product([list(row) for row in zip(*columns, strict=True)], columns)
+    squares = []
+    while gram:
+        pivot, rest = gram[0], gram[1:]
+        squares.append(pivot[0])
+        gram = [
+            [entry - row[0] * top / pivot[0] for entry, top in zip(row[1:], pivot[1:], strict=True)] for row in rest
+        ]
+    rates = [(math.log(r.numerator) - math.log(r.denominator)) / 2 / len(jacobians) for r in squares]
+    return torch.tensor(rates, dtype=torch.float64).sort(descending=True).values
+
+
+def _exact(matrix: Tensor) -> list[list[Fraction]]:
+    return [[Fraction(entry) for entry in row] for row in matrix.tolist()]
+
+
+def _product(a: list[list[Fraction]], b: list[list[Fraction]]) -> list[list[Fraction]]:
+    return [[sum((x * y for x, y in zip(row, column, strict=True)), Fraction()) for column in zip(*b, strict=True)]
+            for row in a]  # fmt: skip
 
 
 def worst_trusted_error(spectrum: LyapunovSpectrum, reference: LyapunovSpectrum) -> float:
