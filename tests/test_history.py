@@ -1,6 +1,7 @@
 """The record of a run: bounded, evenly spread over it, and fit to travel in a checkpoint."""
 
 import io
+from itertools import pairwise
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def test_thinning_keeps_the_newest_after_every_append(size: int) -> None:
         history.append(Measurement(step, 0, exponents, {}))
         steps = steps_of(history)
         assert (steps[0], steps[-1]) == (0, step)
-        strides = {b - a for a, b in zip(steps[:-2], steps[1:-1], strict=True)}
+        strides = {b - a for a, b in pairwise(steps[:-1])}
         assert len(strides) <= 1 and all(steps[-1] - steps[-2] <= stride for stride in strides)
 
 
@@ -61,7 +62,7 @@ def test_many_measurements_stay_bounded_and_even() -> None:
     steps = steps_of(history)
     assert (steps[0], steps[-1]) == (0, count - 1)
     assert len(steps) > LIMIT // 2
-    assert len({b - a for a, b in zip(steps[:-2], steps[1:-1], strict=True)}) == 1
+    assert len({b - a for a, b in pairwise(steps[:-1])}) == 1
 
 
 @pytest.mark.parametrize("count", [0, 1, 300])
