@@ -1,0 +1,130 @@
+"""Pictures are judged by what they hold: colours, lines and words that follow from the exponents put in."""
+
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from lightning_lyapunov.history import History, Measurement
+from lightning_lyapunov.loggers.figures import spectrum_over_training
+
+
+def history(*spectra: Sequence[float], steps: Sequence[int] | None = None, stderr: float = 0.01) -> History:
+    """A history of these spectra, ten updates apart."""
+    made = History()
+    for i, spectrum in enumerate(spectra):
+        step = 10 * i if steps is None else steps[i]
+        metrics = {"lyapunov/max": max(spectrum[0], -100.0), "lyapunov/max_stderr": stderr}
+        made.append(Measurement(step, i, torch.tensor(spectrum), metrics))
+    return made
+
+
+def drawn(figure: Figure) -> bytes:
+    """The picture as PNG: drawing fails where building does not."""
+    figure.savefig(buffer := BytesIO(), format="png")
+    return buffer.getvalue()
+
+
+def shown_colours(figure: Figure) -> np.ma.MaskedArray:
+    """Values of the heat map ``(K, measurements)``."""
+    return figure.axes[0].collections[0].get_array()
+
+
+def words(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.axes[1].texts]
+
+
+def test_panels_hold_the_spectra_and_the_largest_exponent() -> None:
+    figure = spectrum_over_training(history([-0.5, -1.0], [-0.2, -3.0], steps=[0, 47]))
+    assert drawn(figure).startswith(b"\x89PNG")
+    np.testing.assert_allclose(shown_colours(figure), [[-0.5, -0.2], [-1.0, -3.0]], rtol=1e-6)
+    steps, largest = figure.axes[1].containers[0].lines[0].get_data()
+    np.testing.assert_allclose(steps, [0, 47])
+    np.testing.assert_allclose(largest, [-0.5, -0.2], rtol=1e-6)
+    assert figure.axes[1].get_xlim() == (0, 47)
+    assert words(figure) == []
+
+
+def test_zero_is_the_middle_of_the_colours() -> None:
+    figure = spectrum_over_training(history([0.3, -9.0], [0.1, -2.0]))
+    drawn(figure)
+    mesh = figure.axes[0].collections[0]
+    assert mesh.norm(0.0) == 0.5
+    red, _, blue, _ = mesh.cmap(mesh.norm(0.3))
+    assert red > blue
+    red, _, blue, _ = mesh.cmap(mesh.norm(-9.0))
+    assert blue > red
+
+
+def test_band_is_two_standard_errors_wide() -> None:
+    figure = spectrum_over_training(history([0.5], [0.5], stderr=0.1))
+    drawn(figure)
+    heights = figure.axes[1].collections[0].get_paths()[0].vertices[:, 1]
+    assert heights.min() == pytest.approx(0.3)
+    assert heights.max() == pytest.approx(0.7)
+
+
+def test_chaotic_regions_are_marked_one_by_one() -> None:
+    figure = spectrum_over_training(history([0.1], [0.2], [-0.1], [0.3]))
+    drawn(figure)
+    spans = [(p.get_x(), p.get_x() + p.get_width()) for p in figure.axes[1].patches]
+    assert spans == [(0, 15), (25, 30)]
+    assert words(figure) == ["chaotic", "chaotic"]
+
+
+@pytest.mark.parametrize("value", [0.4, -0.4, -math.inf, math.nan])
+def test_one_measurement(value: float) -> None:
+    figure = spectrum_over_training(history([value, -1.0]))
+    assert drawn(figure)
+    assert words(figure) == (["chaotic"] if value > 0 else [])
+
+
+def test_two_measurements_at_one_step() -> None:
+    assert drawn(spectrum_over_training(history([0.1, -1.0], [-0.1, -1.0], steps=[5, 5])))
+
+
+def test_dead_directions_are_as_blue_as_it_gets() -> None:
+    figure = spectrum_over_training(history([-0.5, -2.0, -math.inf], [-0.5, -math.inf, -math.inf]))
+    drawn(figure)
+    mesh, colours = figure.axes[0].collections[0], shown_colours(figure)
+    assert not np.ma.is_masked(colours)
+    assert colours[2, 0] == mesh.norm.vmin
+
+
+def test_all_dead_or_all_unknown() -> None:
+    for value in (-math.inf, math.nan):
+        assert drawn(spectrum_over_training(history([value, value], [value, value])))
+
+
+def test_unknown_exponents_are_left_out() -> None:
+    figure = spectrum_over_training(history([0.1, -1.0], [math.nan, math.nan], [0.1, -1.0]))
+    drawn(figure)
+    assert np.ma.getmaskarray(shown_colours(figure)).tolist() == [[False, True, False]] * 2
+    assert len(words(figure)) == 2
+
+
+def test_number_of_exponents_may_change() -> None:
+    figure = spectrum_over_training(history([0.1, -1.0, -2.0], [0.1]))
+    drawn(figure)
+    assert np.ma.getmaskarray(shown_colours(figure)).tolist() == [[False, False], [False, True], [False, True]]
+
+
+def test_unknown_standard_error_draws_the_line_alone() -> None:
+    assert drawn(spectrum_over_training(history([0.1], [0.2], stderr=math.nan)))
+    assert drawn(spectrum_over_training(history([0.1], [0.2]), prefix="of_another_callback"))
+
+
+def test_nothing_measured_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one measurement"):
+        spectrum_over_training(History())
+
+
+def test_pyplot_is_left_alone() -> None:
+    code = "import sys, lightning_lyapunov.loggers.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
