@@ -159,7 +159,7 @@ def test_parametrised_weights_are_those_torch_computes_with(kind: str, parametri
 
 @pytest.mark.parametrize("kind", [*FAMILIES, *CELLS])
 def test_saturated_units_keep_their_slope(kind: str) -> None:
-    """1 - tanh²(a) is 0 in floating point from a = 19 on; the slope there is 4 e^(-2a), as torch in long double has it."""
+    """1 - tanh²(a) is 0 in floating point from a = 19 on; the slope there is 1 / cosh²(a), about 4 e^(-2a)."""
     recurrence = module_map(sized(kind), torch.float64, "" if kind in CELLS else "_l0")
     drive = torch.full((1, 1, recurrence.gates * HIDDEN), 25.0, dtype=torch.float64)  # type: ignore[attr-defined]
     factors = recurrence.linearise(torch.zeros(1, 1, recurrence.state_size, dtype=torch.float64), drive)
@@ -344,5 +344,5 @@ def test_a_map_without_recurrent_weights_is_refused() -> None:
 def test_a_cell_that_returns_another_shape_is_refused() -> None:
     with pytest.raises(ValueError, match="system must return the next state as it takes it"):
         lyapunov_spectrum(lambda x, s: s[:, :1], None, state=noise(2, 3), steps=4)
-    with pytest.raises(ValueError, match="system must return the next state as it takes it.*NoneType"):
+    with pytest.raises(ValueError, match=r"system must return the next state as it takes it.*NoneType"):
         lyapunov_spectrum(lambda x, s: None, None, state=noise(2, 3), steps=4)
