@@ -28,7 +28,7 @@ def layer_of(kind: str = "lstm", **options: Any) -> Any:
 
 
 def recorded(
-    layer: nn.Module, *batches: Callable[[], Any], sequences: int = 16, steps: int = 64, **begin: Any
+    layer: nn.Module, *batches: Callable[[], Any], sequences: int = 16, steps: int = 64, keep_latest: bool = False
 ) -> Probe:
     """A probe that watched some batches, each a forward pass."""
     probe = Probe(layer, sequences, steps)
