@@ -123,6 +123,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", ".*treespec")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
+    torch.set_num_threads(1)  # for so small a network threads cost more than they bring
     pl.seed_everything(args.seed, verbose=False)
     images, labels = load_digits(return_X_y=True)
     digits = TensorDataset(torch.tensor(images).float().view(-1, 8, 8) / 16, torch.tensor(labels))
