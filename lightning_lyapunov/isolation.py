@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -34,7 +34,8 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Products of float32 matrices in float32, whatever the run allows itself (TF32, bfloat16)."""
-    with _cudnn_off(), _ieee_products() if hasattr(torch.backends, "fp32_precision") else _highest_products():
+    finer = _ieee_products() if hasattr(torch.backends, "fp32_precision") else nullcontext()
+    with _cudnn_off(), finer, _highest_products():
         yield
 
 
@@ -52,8 +53,8 @@ def _cudnn_off() -> Iterator[None]:
 
 @contextmanager
 def _ieee_products() -> Iterator[None]:
-    # Through the fine switches (torch 2.9) even if the user set the older ones: those write to several of these at
-    # once, so that setting an older one back need not restore what was found.
+    # The finer switches of torch 2.9. The older one writes to several of them at once, so that setting it back need
+    # not restore what was found; and some kernels refuse to run where old and new contradict each other.
     mkldnn = torch.backends.mkldnn
     switches = [torch.backends.cuda.matmul, mkldnn.matmul, mkldnn.conv, mkldnn.rnn]  # type: ignore[attr-defined]
     found = [switch.fp32_precision for switch in switches]
