@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations
 from lightning_lyapunov import lyapunov_spectrum
 from lightning_lyapunov.isolation import _cudnn_off, _highest_products, full_precision
 
-INPUT, HIDDEN, STEPS, BATCH = 3, 4, 20, 2
+INPUT, HIDDEN, STEPS, BATCH = 3, 3, 10, 2
 
 
 class Busy(nn.Module):
