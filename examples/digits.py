@@ -7,6 +7,7 @@ python examples/digits.py --cell rnn --gain 3     recurrent weights three times 
 import argparse
 import logging
 import math
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -153,7 +154,7 @@ def main() -> None:
 
     picture = Path(logger.log_dir) / "spectrum.png"
     spectrum_over_training(lyapunov.history).savefig(picture)
-    print(f"Picture      {picture}\nTensorBoard  python -m tensorboard.main --logdir {args.logdir}")
+    print(f"Picture      {picture}\nTensorBoard  {sys.executable} -m tensorboard.main --logdir {args.logdir}")
 
 
 if __name__ == "__main__":
