@@ -1,7 +1,7 @@
 """Watch the Lyapunov spectrum of a recurrent network while it learns to read handwritten digits, row by row.
 
-python examples/digits.py                         an LSTM with PyTorch's initial weights: stable
-python examples/digits.py --cell rnn --gain 3     recurrent weights three times too strong: chaotic
+python examples/digits.py                         an LSTM with PyTorch's initial weights: starts stable
+python examples/digits.py --cell rnn --gain 3     recurrent weights of gain 3: chaotic from the start
 """
 
 import argparse
