@@ -116,7 +116,7 @@ class LyapunovSpectrum:
             sequences=rows,
             transient=max(s.transient for s in spectra),
             interval=sum(s.interval for s in spectra) / len(spectra),
-            dtype=spectra[0].dtype,
+            dtype=min((s.dtype for s in spectra), key=_bits),
             driven=any(s.driven for s in spectra),
             volume_rate=sum(s.volume_rate for s in spectra),
             parts=dict(parts),
@@ -308,7 +308,7 @@ class _Tally:
     def add(self, growth: Growth, dtype: torch.dtype, running: list[int], log_volume: Tensor | None) -> None:
         self._log = self._log + growth.log
         self.trusted &= growth.gap.amax(0) <= gap_budget(dtype)
-        self.dtype = min(self.dtype, dtype, key=lambda d: torch.finfo(d).bits)
+        self.dtype = min(self.dtype, dtype, key=_bits)
         self.intervals += growth.intervals
         self.steps += len(running)
         for row in range(running[0]):
@@ -367,8 +367,13 @@ def _mean_and_error(log: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
 
 def _sorted(exponents: Tensor) -> tuple[Tensor, Tensor]:
     """Largest first, the unknown last."""
-    order = exponents.nan_to_num(nan=-math.inf, neginf=-math.inf).sort(descending=True, stable=True).indices
+    order = exponents.sort(descending=True, stable=True).indices  # torch holds NaN for the largest
+    order = order.roll(-int(exponents.isnan().sum()))
     return exponents[order], order
+
+
+def _bits(dtype: torch.dtype) -> int:
+    return torch.finfo(dtype).bits
 
 
 def _in_users_order(rows: Tensor, order: Tensor | None) -> Tensor:

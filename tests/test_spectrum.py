@@ -1,0 +1,687 @@
+"""Spectra against exact and published values."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from systems import (
+    HENON,
+    HENON_SUM,
+    LORENZ,
+    LORENZ_SUM,
+    flat,
+    henon,
+    jacobian_by_autograd,
+    linear,
+    logistic,
+    lorenz,
+    network,
+    noise,
+    orthogonal,
+    worst_trusted_error,
+)
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from lightning_lyapunov import LyapunovSpectrum, lyapunov_spectrum, spectrum_features
+from lightning_lyapunov.orthonormal import TOLERANCE
+
+MACHINE = {"rtol": 0.0, "atol": 1e-13}
+
+
+def near(tolerance: float) -> dict[str, float]:
+    return {"rtol": 0.0, "atol": tolerance}
+
+
+# ------------------------------------------------------------------ oracle 3: linear maps
+
+
+def linear_network(matrix: Tensor) -> nn.RNN:
+    """A tanh network that rests at zero, where its slope is 1: its Jacobian is its matrix."""
+    module = network("tanh", 1, len(matrix), bias=False)
+    with torch.no_grad():
+        module.weight_hh_l0.copy_(matrix)
+    return module
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float64, torch.float32])
+@pytest.mark.parametrize("gain", [3.0, 0.9, 0.04])
+def test_scaled_rotation_gives_its_scale_at_every_step(gain: float, dtype: torch.dtype | None) -> None:
+    module = linear_network(gain * orthogonal(6))
+    for steps in (1, 5, 200):
+        spectrum = lyapunov_spectrum(module, None, steps=steps, dtype=dtype)
+        expected = torch.full((6,), math.log(gain), dtype=torch.float64)
+        torch.testing.assert_close(spectrum.exponents, expected, **near(1e-13 if dtype == torch.float64 else 1e-6))
+        assert spectrum.trusted.all()
+        assert spectrum.volume_rate == pytest.approx(6 * math.log(gain), abs=1e-5)
+
+
+def test_expanding_rotation_does_not_overflow() -> None:
+    """Growth by e^4 a step leaves float32 after 22 steps without reorthonormalisation."""
+    rotation = math.exp(4) * orthogonal(5)
+    for dtype in (torch.float32, torch.float64):
+        state = 1e-30 * noise(1, 5, dtype=dtype)
+        spectrum = lyapunov_spectrum(linear(rotation.to(dtype)), None, state=state, steps=36)
+        torch.testing.assert_close(spectrum.exponents, torch.full((5,), 4.0, dtype=torch.float64), **near(1e-5))
+
+
+def test_linear_network_has_the_logarithms_of_its_eigenvalues() -> None:
+    matrix = noise(8, 8)
+    matrix = matrix * (0.95 / torch.linalg.eigvals(matrix).abs().max())
+    expected = torch.linalg.eigvals(matrix).abs().log().sort(descending=True).values
+    spectrum = lyapunov_spectrum(linear_network(matrix), None, steps=2500, transient=500)
+    torch.testing.assert_close(spectrum.exponents, expected, **near(5e-4))
+    assert float(spectrum.exponents.sum()) == pytest.approx(float(matrix.slogdet().logabsdet), abs=1e-5)
+
+
+# ------------------------------------------------------------------ oracle 4: the sum rule
+
+
+def torchs_states(cell: Any, inputs: Tensor) -> list[Any]:
+    """All states a torch cell runs through from zero, ``steps + 1`` of them."""
+    zeros = torch.zeros(inputs.shape[1], cell.hidden_size).double()
+    states: list[Any] = [(zeros, zeros) if isinstance(cell, nn.LSTMCell) else zeros]
+    with torch.no_grad():
+        for x in inputs:
+            states.append(cell(x, states[-1]))
+    return states
+
+
+def logdet(matrix: Tensor) -> Tensor:
+    return torch.linalg.slogdet(matrix).logabsdet
+
+
+def tanh_volume(cell: nn.RNNCell, inputs: Tensor) -> Tensor:
+    h = torch.stack(torchs_states(cell, inputs)[1:])
+    return logdet(cell.weight_hh) + (1 - h**2).log().sum(-1).mean(0)
+
+
+def gru_volume(cell: nn.GRUCell, inputs: Tensor) -> Tensor:
+    states = torchs_states(cell, inputs)
+    jacobians = [jacobian_by_autograd(lambda s, x=x: cell(x, s), h) for x, h in zip(inputs, states[:-1], strict=True)]
+    return logdet(torch.stack(jacobians)).mean(0)
+
+
+def lstm_volume(cell: nn.LSTMCell, inputs: Tensor) -> Tensor:
+    states = torchs_states(cell, inputs)
+    h = torch.stack([state[0] for state in states[:-1]])
+    next_c = torch.stack([state[1] for state in states[1:]])
+    gates = inputs @ cell.weight_ih.mT + cell.bias_ih + h @ cell.weight_hh.mT + cell.bias_hh
+    _, f, _, o = torch.sigmoid(gates).chunk(4, -1)
+    rates = f.log() + (next_c.tanh() * o * (1 - o)).abs().log()
+    return rates.sum(-1).mean(0) + logdet(cell.weight_hh[-cell.hidden_size :])
+
+
+@pytest.mark.parametrize("gain", [None, 1.3])
+@pytest.mark.parametrize(
+    ("kind", "volume"), [("tanh cell", tanh_volume), ("gru cell", gru_volume), ("lstm cell", lstm_volume)]
+)
+def test_sum_matches_log_determinant(
+    kind: str, volume: Callable[[Any, Tensor], Tensor], gain: float | None, device: torch.device
+) -> None:
+    cell, inputs = network(kind, 3, 8, gain=gain), noise(60, 2, 3)
+    expected = volume(cell, inputs).detach()
+    for interval in (None, 1):
+        spectrum = lyapunov_spectrum(cell.to(device), inputs.to(device), interval=interval, dtype=torch.float64)
+        assert spectrum.complete
+        limit = 1e-11 if interval == 1 else 1e-6  # what the law lets an interval lose
+        torch.testing.assert_close(spectrum.per_sequence.sum(1).cpu(), expected, **near(limit))
+        assert spectrum.volume_rate == pytest.approx(float(expected.mean()), abs=1e-10)
+        assert abs(spectrum.sum_rule_error) < limit
+    cell.to("cpu")
+
+
+def test_sum_matches_log_determinant_with_projection() -> None:
+    module, inputs = network("lstm", 3, 6, gain=1.3, proj_size=4), noise(30, 1, 3)
+    state, total = torch.zeros(1, 10).double(), 0.0
+    for x in inputs:
+
+        def step(s: Tensor, x: Tensor = x) -> Tensor:
+            return torch.cat(module(x[None], (s[None, :, :4].contiguous(), s[None, :, 4:].contiguous()))[1], -1)[0]
+
+        total += float(logdet(jacobian_by_autograd(step, state)))
+        state = step(state).detach()
+    spectrum = lyapunov_spectrum(module, inputs, interval=1)
+    assert float(spectrum.exponents.sum()) == pytest.approx(total / 30, abs=1e-10)
+    assert abs(spectrum.sum_rule_error) < 1e-10
+
+
+def test_the_sum_rule_needs_a_whole_spectrum_and_shows_a_bad_one() -> None:
+    module, inputs = network("lstm", 3, 32), noise(64, 2, 3)
+    assert math.isnan(lyapunov_spectrum(module, inputs, k=3).sum_rule_error)
+    assert not math.isnan(lyapunov_spectrum(module, inputs, k=3).volume_rate)
+    assert math.isnan(lyapunov_spectrum(network("gru", 3, 32), inputs, k=7).volume_rate)  # dearer than the measurement
+    assert not math.isnan(lyapunov_spectrum(network("gru", 3, 32), inputs, k=8).volume_rate)
+    too_long = lyapunov_spectrum(module, inputs, interval=3, dtype=torch.float32).sum_rule_error
+    assert not abs(too_long) < 1e-3
+
+
+# ------------------------------------------------------------------ oracle 5: gates alone
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.5])
+def test_gru_without_recurrence_forgets_at_the_rate_of_its_update_gate(bias: float) -> None:
+    module = network("gru", 1, 4)
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.zero_()
+        module.bias_ih_l0[4:8], module.bias_hh_l0[4:8] = bias, bias
+    spectrum = lyapunov_spectrum(module, torch.zeros(40, 2, 1).double())
+    torch.testing.assert_close(
+        spectrum.exponents, torch.full((4,), -math.log1p(math.exp(-2 * bias)), dtype=torch.float64), **near(1e-6)
+    )
+    exact = lyapunov_spectrum(module, torch.zeros(40, 2, 1).double(), dtype=torch.float64)
+    torch.testing.assert_close(
+        exact.exponents, torch.full((4,), -math.log1p(math.exp(-2 * bias)), dtype=torch.float64), **MACHINE
+    )
+
+
+@pytest.mark.parametrize(("bias", "expected"), [(0.0, -0.6931), (0.5, -0.3133)])
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.float64])
+def test_lstm_without_recurrence_is_half_dead(bias: float, expected: float, dtype: torch.dtype | None) -> None:
+    module = network("lstm", 1, 4)
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.zero_()
+        module.bias_ih_l0[4:8], module.bias_hh_l0[4:8] = bias, bias
+    spectrum = lyapunov_spectrum(module, torch.zeros(40, 2, 1).double(), dtype=dtype, transient=4)
+    assert spectrum.exponents[:4].tolist() == pytest.approx([expected] * 4, abs=5e-5)
+    torch.testing.assert_close(
+        spectrum.exponents[:4], torch.full((4,), -math.log1p(math.exp(-2 * bias)), dtype=torch.float64), **near(1e-6)
+    )
+    assert spectrum.exponents[4:].tolist() == [-math.inf] * 4
+    assert spectrum.trusted.tolist() == [True] * 4 + [False] * 4
+    assert spectrum.volume_rate == -math.inf
+
+
+# ------------------------------------------------------------------ oracles 6 and 7: random networks
+
+MEAN_FIELD = {1.5: (0.0652, -0.714), 2.0: (0.1547, -1.149), 3.0: (0.3103, -2.273)}
+
+
+def random_network(size: int, gain: float, seed: int) -> nn.RNN:
+    """h ← tanh(J h): the same cocycle as x ← J tanh(x), a step later."""
+    module = network("tanh", 1, size)
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.zero_()
+        module.weight_hh_l0.copy_(gain / math.sqrt(size) * noise(size, size, seed=seed))
+    return module
+
+
+@pytest.mark.parametrize("gain", MEAN_FIELD)
+def test_random_network_follows_mean_field_theory(gain: float) -> None:
+    """Of the mean exponent, the sum rule's side: that the exponents sum to it is another test's."""
+    largest, mean = MEAN_FIELD[gain]
+    found = [
+        lyapunov_spectrum(random_network(400, gain, seed), None, state=noise(1, 2, 400), steps=600, transient=200, k=1)
+        for seed in range(3)
+    ]
+    assert sorted(float(s.exponents[0]) for s in found)[1] == pytest.approx(largest, abs=0.02)
+    assert sorted(s.volume_rate / 400 for s in found)[1] == pytest.approx(mean, abs=0.02 if gain > 1.5 else 0.05)
+
+
+@pytest.mark.slow
+def test_random_network_has_the_published_spectrum() -> None:
+    """g = 3, N = 4096, as davidclark1/rnn-lyapunov has it; here a tenth off, for N = 128."""
+    found = []
+    for seed in range(3):
+        module = random_network(128, 3.0, seed)
+        spectrum = lyapunov_spectrum(module, None, state=noise(1, 2, 128), steps=500, transient=100)
+        features = spectrum_features(spectrum)
+        found.append([
+            features["max"], features["unstable_fraction"], features["kolmogorov_sinai_entropy"] / 128,
+            features["kaplan_yorke_dimension"] / 128, features["mean"],
+        ])  # fmt: skip
+    mean = torch.tensor(found).mean(0)
+    torch.testing.assert_close(mean, torch.tensor([0.3096, 0.1526, 0.0251, 0.2872, -2.274]), rtol=0.1, atol=0.0)
+
+
+# ------------------------------------------------------------------ oracles 8 and 9: maps and a flow
+
+
+def test_henon_map_has_its_published_exponents() -> None:
+    state = 0.1 * torch.rand(200, 2, dtype=torch.float64)
+    spectrum = lyapunov_spectrum(henon, None, state=state, steps=700, transient=50)
+    torch.testing.assert_close(spectrum.exponents, torch.tensor(HENON, dtype=torch.float64), **near(1e-3))
+    torch.testing.assert_close(
+        spectrum.per_sequence.sum(1), torch.full((200,), HENON_SUM, dtype=torch.float64), **near(1e-6)
+    )
+    assert spectrum.volume_rate == pytest.approx(HENON_SUM, abs=1e-12)
+    assert spectrum.trusted.all() and not spectrum.driven
+
+
+def test_logistic_map_has_one_exponent_ln_2() -> None:
+    """One dimension, and a state without an axis of its own. The law of the finite-time mean is known: 1/T off."""
+    state = torch.rand(200, dtype=torch.float64)
+    spectrum = lyapunov_spectrum(logistic, None, state=state, steps=200)
+    assert spectrum.dimension == 1 and spectrum.complete and spectrum.exponents.shape == (1,)
+    assert float(spectrum.exponents[0]) == pytest.approx(math.log(2), abs=2e-3)
+    assert spectrum.volume_rate == pytest.approx(float(spectrum.exponents[0]), abs=1e-12)
+
+
+@pytest.mark.slow
+def test_lorenz_flow_has_its_published_exponents() -> None:
+    dt = 0.01
+    state = torch.tensor([1.0, 1.0, 20.0]) + noise(128, 3)
+    spectrum = lyapunov_spectrum(lorenz(dt), None, state=state, steps=6000, transient=1000)
+    torch.testing.assert_close(spectrum.exponents / dt, torch.tensor(LORENZ, dtype=torch.float64), **near(1e-2))
+    assert float(spectrum.exponents.sum() / dt) == pytest.approx(LORENZ_SUM, abs=1e-2)
+    assert spectrum_features(spectrum)["kaplan_yorke_dimension"] == pytest.approx(2.062, abs=2e-3)
+
+
+# ------------------------------------------------------------------ oracle 10: the transient
+
+
+@pytest.mark.parametrize("transient", [1, 7, 8, 32, 45])
+@pytest.mark.parametrize("interval", [None, 1, 5, 40])
+def test_only_the_rate_after_the_transient_counts(transient: int, interval: int | None) -> None:
+    """A map that changes its rate there; the last step before it and the first one after are of different kinds."""
+    factors = torch.full((transient + 50, 2, 1), 0.5, dtype=torch.float64)
+    factors[:transient] = 3.0
+    state = torch.ones(2, 1, dtype=torch.float64)
+    spectrum = lyapunov_spectrum(lambda x, s: x * s, factors, state=state, transient=transient, interval=interval)
+    torch.testing.assert_close(spectrum.exponents, torch.tensor([math.log(0.5)], dtype=torch.float64), **MACHINE)
+    assert spectrum.volume_rate == pytest.approx(math.log(0.5), abs=1e-13)
+    assert spectrum.steps == 50 and spectrum.transient == transient and spectrum.sequences == 2
+
+
+@pytest.mark.parametrize(("steps", "transient"), [(1, 0), (5, 4), (40, 0), (100, 33)])
+def test_steps_are_those_measured(steps: int, transient: int) -> None:
+    module, inputs = network("tanh", 2, 3), noise(100, 2, 2)
+    spectrum = lyapunov_spectrum(module, inputs, steps=steps, transient=transient)
+    assert (spectrum.steps, spectrum.transient) == (steps - transient, transient)
+    assert torch.equal(spectrum.exponents, lyapunov_spectrum(module, inputs[:steps], transient=transient).exponents)
+
+
+def test_the_transient_aligns_the_frame() -> None:
+    """Measured from any frame, a stretch grows alike once the transient is over."""
+    module, inputs = network("tanh", 3, 6, gain=1.3), noise(300, 1, 3)
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    first, second = (
+        lyapunov_spectrum(module, inputs, transient=250, k=1, interval=1, generator=g).exponents for g in generators
+    )
+    torch.testing.assert_close(first, second, **near(1e-9))
+    with pytest.raises(AssertionError):
+        generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+        first, second = (
+            lyapunov_spectrum(module, inputs[:50], k=1, interval=1, generator=g).exponents for g in generators
+        )
+        torch.testing.assert_close(first, second, **near(1e-9))
+
+
+# ------------------------------------------------------------------ oracle 11: what must not matter
+
+KINDS = ["tanh", "gru", "lstm"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_interval_does_not_matter_while_the_law_allows_it(kind: str) -> None:
+    module, inputs = network(kind, 3, 6, gain=1.5), noise(90, 2, 3)
+    reference = lyapunov_spectrum(module, inputs, interval=1, dtype=torch.float64)
+    for interval in (None, 2, 3, 7):
+        spectrum = lyapunov_spectrum(module, inputs, interval=interval)
+        assert spectrum.trusted.any()
+        assert worst_trusted_error(spectrum, reference) < TOLERANCE
+        if interval:
+            assert spectrum.interval == pytest.approx(90 / math.ceil(90 / interval), rel=0.05)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_sequences_of_the_batch_do_not_matter(kind: str) -> None:
+    module, inputs = network(kind, 3, 6, gain=1.3), noise(60, 4, 3)
+    together = lyapunov_spectrum(module, inputs, interval=1).per_sequence
+    with_loud_ones = torch.cat([inputs[:, :1], 5 * inputs[:, 1:]], 1)
+    for row in range(4):
+        alone = lyapunov_spectrum(module, inputs[:, row : row + 1], interval=1).per_sequence[0]
+        torch.testing.assert_close(alone.sort().values, together[row].sort().values, **near(1e-9))
+    disturbed = lyapunov_spectrum(module, with_loud_ones, interval=1).per_sequence[0]
+    torch.testing.assert_close(disturbed.sort().values, together[0].sort().values, **near(1e-9))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_order_of_the_sequences_does_not_matter(kind: str) -> None:
+    module, inputs, order = network(kind, 3, 6), noise(60, 4, 3), [2, 0, 3, 1]
+    plain, permuted = (lyapunov_spectrum(module, x, interval=1) for x in (inputs, inputs[:, order]))
+    torch.testing.assert_close(permuted.exponents, plain.exponents, **near(1e-9))
+    torch.testing.assert_close(permuted.stderr, plain.stderr, **near(1e-9))
+    torch.testing.assert_close(permuted.per_sequence, plain.per_sequence[order], **near(1e-9))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_leading_exponents_are_the_first_of_the_whole(kind: str, dtype: torch.dtype) -> None:
+    module, inputs = network(kind, 3, 10), noise(200, 2, 3)
+    whole = lyapunov_spectrum(module, inputs, interval=1, transient=20, dtype=dtype)
+    for k in (1, 4, whole.dimension):
+        part = lyapunov_spectrum(module, inputs, interval=1, transient=20, k=k, dtype=dtype)
+        assert part.exponents.shape == part.stderr.shape == part.trusted.shape == (k,)
+        assert part.per_sequence.shape == (2, k) and part.dimension == whole.dimension
+        assert part.complete == (k == whole.dimension)
+        # Neighbours may stand in another order after so few steps: each is one of the whole, the first is the first.
+        distance = (part.exponents[:, None] - whole.exponents).abs().amin(1)
+        assert float(distance.max()) < (1e-9 if dtype == torch.float64 else 1e-3)
+        torch.testing.assert_close(part.exponents[0], whole.exponents[0], **near(1e-4))
+
+
+def test_a_measurement_repeats_itself_exactly() -> None:
+    module, inputs = network("gru", 3, 6), noise(60, 2, 3)
+    first, second = (lyapunov_spectrum(module, inputs) for _ in range(2))
+    assert torch.equal(first.exponents, second.exponents) and torch.equal(first.stderr, second.stderr)
+
+
+# ------------------------------------------------------------------ oracle 12: stacks
+
+
+@pytest.mark.parametrize("kind", ["tanh cell", "lstm cell"])
+def test_union_of_layers_equals_the_qr_of_the_stack(kind: str) -> None:
+    cells = [network(kind, 3, 4, gain=1.3, seed=1), network(kind, 4, 4, gain=1.3, seed=2)]
+    module = network(kind.split()[0], 3, 4, num_layers=2)
+    with torch.no_grad():
+        for layer, cell in enumerate(cells):
+            for name, weight in cell.named_parameters():
+                getattr(module, f"{name}_l{layer}").copy_(weight)
+    parts = 2 if kind == "lstm cell" else 1
+
+    def stack(x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        for layer, cell in enumerate(cells):
+            own = state[parts * layer : parts * (layer + 1)]
+            new = cell(x, own if parts == 2 else own[0])
+            state = (*state[: parts * layer], *(new if parts == 2 else (new,)), *state[parts * (layer + 1) :])
+            x = state[parts * layer]
+        return state
+
+    inputs, zeros = noise(1000, 1, 3), torch.zeros(1, 4).double()
+    union = lyapunov_spectrum(module, inputs, dtype=torch.float64, transient=100)
+    stacked = lyapunov_spectrum(stack, inputs, state=(zeros,) * (2 * parts), transient=100)
+    torch.testing.assert_close(union.exponents, stacked.exponents, **near(0.03))
+    torch.testing.assert_close(union.exponents.sum(), stacked.exponents.sum(), **near(1e-6))
+    assert union.volume_rate == pytest.approx(stacked.volume_rate, abs=1e-11)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_are_kept_and_their_union_is_sorted(kind: str) -> None:
+    module, inputs = network(kind, 3, 4, gain=1.2, num_layers=2, bidirectional=True), noise(50, 3, 3)
+    spectrum = lyapunov_spectrum(module, inputs, interval=1)
+    assert list(spectrum.layers) == ["l0", "l0_reverse", "l1", "l1_reverse"]
+    layers = list(spectrum.layers.values())
+    everything = torch.cat([layer.exponents for layer in layers])
+    assert torch.equal(spectrum.exponents, everything.sort(descending=True).values)
+    assert spectrum.dimension == sum(layer.dimension for layer in layers) and spectrum.complete
+    torch.testing.assert_close(spectrum.per_sequence.mean(0), spectrum.exponents, **near(1e-12))
+    assert abs(spectrum.sum_rule_error) < 1e-9
+    for name, layer in spectrum.layers.items():
+        assert layer.layers == {"l0": layer}, name
+        for exponent, error in zip(layer.exponents, layer.stderr, strict=True):
+            assert error in spectrum.stderr[spectrum.exponents == exponent]
+
+
+def test_a_layer_is_measured_as_if_it_were_alone() -> None:
+    module, inputs = network("gru", 3, 4, num_layers=2), noise(50, 3, 3)
+    first = network("gru", 3, 4)
+    with torch.no_grad():
+        for name, weight in first.named_parameters():
+            weight.copy_(getattr(module, name))
+    both = lyapunov_spectrum(module, inputs, interval=1)
+    alone = lyapunov_spectrum(first, inputs, interval=1)
+    torch.testing.assert_close(both.layers["l0"].per_sequence, alone.per_sequence, **near(1e-12))
+    second = nn.GRU(4, 4).double()
+    with torch.no_grad():
+        for name, weight in second.named_parameters():
+            weight.copy_(getattr(module, name.replace("l0", "l1")))
+        outputs = first(inputs)[0]
+    alone = lyapunov_spectrum(second, outputs, interval=1)
+    torch.testing.assert_close(both.layers["l1"].per_sequence, alone.per_sequence, **near(1e-10))
+
+
+def test_leading_exponents_of_a_stack_are_those_of_the_union() -> None:
+    module, inputs = network("tanh", 3, 4, gain=1.2, num_layers=3), noise(200, 2, 3)
+    whole = lyapunov_spectrum(module, inputs, interval=1, transient=50)
+    for k in (1, 3, 7, 12):
+        part = lyapunov_spectrum(module, inputs, interval=1, transient=50, k=k)
+        assert part.exponents.shape == (k,) and part.dimension == 12 and part.complete == (k == 12)
+        assert all(len(layer.exponents) == min(k, 4) for layer in part.layers.values())
+        torch.testing.assert_close(part.exponents, whole.exponents[:k], **near(1e-9))
+
+
+def test_union_of_different_batch_sizes_has_unknown_rows() -> None:
+    module = network("tanh", 3, 2)
+    parts = {"a": lyapunov_spectrum(module, noise(40, 3, 3)), "b": lyapunov_spectrum(module, noise(30, 1, 3, seed=1))}
+    union = LyapunovSpectrum.union(parts)
+    assert union.sequences == 3 and union.steps == 30 and union.per_sequence.shape == (3, 4)
+    assert int(union.per_sequence[0].isnan().sum()) == 0
+    assert union.per_sequence[1:].isnan().sum(1).tolist() == [2, 2]
+    assert union.volume_rate == pytest.approx(sum(part.volume_rate for part in parts.values()))
+    for name in parts:
+        assert union.layers[name] is parts[name]
+
+
+def test_union_says_the_narrowest_type_of_its_parts() -> None:
+    module, inputs = network("tanh", 3, 2), noise(40, 3, 3)
+    wide, narrow = (lyapunov_spectrum(module, inputs, dtype=dtype) for dtype in (torch.float64, torch.float32))
+    assert LyapunovSpectrum.union({"a": wide, "b": narrow}).dtype == torch.float32
+    assert LyapunovSpectrum.union({"a": narrow, "b": wide}).dtype == torch.float32
+
+
+def test_union_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="parts must hold at least one spectrum; got none"):
+        LyapunovSpectrum.union({})
+
+
+# ------------------------------------------------------------------ oracle 13: a perturbed copy
+
+
+def growth_of_a_copy(step: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, state: Tensor, transient: int) -> float:
+    """Mean growth of a distance of 1e-7, brought back to it after each step."""
+    distance, total = 1e-7, 0.0
+    direction = noise(*state.shape, seed=3)
+    copy = state + distance * direction / direction.norm()
+    with torch.no_grad():
+        for t, x in enumerate(inputs):
+            state, copy = step(x, torch.cat([state, copy])).chunk(2)
+            growth = float((copy - state).norm() / distance)
+            copy = state + (copy - state) / growth
+            total += math.log(growth) * (t >= transient)
+    return total / (len(inputs) - transient)
+
+
+@pytest.mark.parametrize("kind", ["tanh cell", "gru cell", "lstm cell"])
+def test_largest_exponent_is_the_growth_of_a_perturbed_copy(kind: str) -> None:
+    cell, inputs = network(kind, 3, 8, gain=1.2), noise(2500, 1, 3)
+    lstm = kind == "lstm cell"
+
+    def step(x: Tensor, s: Tensor) -> Tensor:
+        return flat(cell(x.expand(2, -1), tuple(s.chunk(2, -1)) if lstm else s))
+
+    size = 16 if lstm else 8
+    spectrum = lyapunov_spectrum(cell, inputs, k=2, transient=500)
+    expected = growth_of_a_copy(step, inputs, torch.zeros(1, size).double(), 500)
+    assert float(spectrum.exponents[0]) == pytest.approx(expected, abs=1e-3)
+
+
+def test_largest_exponent_of_a_chaotic_map_is_the_growth_of_a_perturbed_copy() -> None:
+    spectrum = lyapunov_spectrum(henon, None, state=torch.zeros(1, 2).double(), steps=2100, transient=100, k=1)
+    inputs = torch.zeros(2100, 1)
+    expected = growth_of_a_copy(henon, inputs, torch.zeros(1, 2).double(), 100)
+    assert float(spectrum.exponents[0]) == pytest.approx(expected, abs=1e-3)
+
+
+# ------------------------------------------------------------------ what is to be trusted
+
+NETS = [(kind, gain, size) for kind in KINDS for gain in (None, 1.3) for size in (20, 40)]
+
+
+@pytest.mark.parametrize(("kind", "gain", "size"), NETS)
+def test_trusted_exponents_are_within_tolerance_of_the_careful_ones(kind: str, gain: float | None, size: int) -> None:
+    module, inputs = network(kind, 3, size, gain=gain), noise(64, 2, 3)
+    reference = lyapunov_spectrum(module, inputs, interval=1, dtype=torch.float64)
+    for dtype in (None, torch.float32):
+        spectrum = lyapunov_spectrum(module, inputs, dtype=dtype)
+        assert worst_trusted_error(spectrum, reference) < TOLERANCE
+        assert spectrum.trusted[:2].all() and spectrum.trusted.double().mean() > 0.7
+
+
+def test_an_interval_too_long_is_not_trusted_but_for_the_fastest() -> None:
+    module, inputs = network("lstm", 3, 20), noise(64, 2, 3)
+    reference = lyapunov_spectrum(module, inputs, interval=1, dtype=torch.float64)
+    spectrum = lyapunov_spectrum(module, inputs, interval=16, dtype=torch.float32)
+    assert spectrum.trusted[0] and not spectrum.trusted[20:].any()
+    assert worst_trusted_error(spectrum, reference) < TOLERANCE
+    assert not (spectrum.exponents - reference.exponents).abs()[-1] < 0.1
+    assert (spectrum.dtype, spectrum.interval) == (torch.float32, 16.0)
+    assert bool(reference.trusted.all()) and (reference.dtype, reference.interval) == (torch.float64, 1.0)
+
+
+def test_a_direction_the_interval_lost_is_unknown_and_comes_last() -> None:
+    matrix = torch.diag(torch.tensor([1.0, 0.5, 1e-4], dtype=torch.float64))
+    spectrum = lyapunov_spectrum(linear_network(matrix), None, steps=40, interval=8)
+    assert spectrum.exponents[2].isnan() and spectrum.exponents[:2].isfinite().all()
+    assert spectrum.trusted.tolist() == [True, True, False]
+    chosen = lyapunov_spectrum(linear_network(matrix), None, steps=4000, transient=50)
+    torch.testing.assert_close(chosen.exponents, matrix.diagonal().log(), **near(1e-3))
+
+
+def test_known_exponents_stand_before_dead_ones_and_those_before_unknown_ones() -> None:
+    parts = {}
+    for name, value in (("a", math.nan), ("b", -math.inf), ("c", -1.0), ("d", 2.0)):
+        measured = lyapunov_spectrum(linear(torch.eye(1).double()), None, state=torch.ones(1, 1).double(), steps=3)
+        parts[name] = LyapunovSpectrum(**{**vars(measured), "exponents": torch.tensor([value])})
+    exponents = LyapunovSpectrum.union(parts).exponents.tolist()
+    assert exponents[:3] == [2.0, -1.0, -math.inf] and math.isnan(exponents[3])
+
+
+def test_relu_units_that_are_off_are_dead() -> None:
+    """All off: nothing is left. Some off for good: as many dead directions, and the living are those of the rest."""
+    module = network("relu", 1, 6, gain=1.0)
+    with torch.no_grad():
+        module.bias_ih_l0.fill_(-100.0)
+    spectrum = lyapunov_spectrum(module, None, steps=20)
+    assert spectrum.exponents.tolist() == [-math.inf] * 6 and spectrum.volume_rate == -math.inf
+    assert not spectrum.trusted.any()
+    with torch.no_grad():
+        module.bias_ih_l0[:4] = 100.0
+        module.weight_hh_l0.copy_(0.2 * noise(6, 6))
+    spectrum = lyapunov_spectrum(module, None, steps=1200, transient=200)
+    living = torch.linalg.eigvals(module.weight_hh_l0[:4, :4].detach()).abs().log().sort(descending=True).values
+    torch.testing.assert_close(spectrum.exponents[:4], living, **near(2e-3))
+    assert spectrum.exponents[4:].tolist() == [-math.inf] * 2
+    assert spectrum.trusted.tolist() == [True] * 4 + [False] * 2
+
+
+# ------------------------------------------------------------------ error bars and sequences
+
+
+def test_standard_error_is_the_spread_between_sequences() -> None:
+    spectrum = lyapunov_spectrum(network("gru", 3, 5), noise(50, 7, 3), interval=1)
+    torch.testing.assert_close(spectrum.exponents, spectrum.per_sequence.mean(0), **near(1e-13))
+    torch.testing.assert_close(spectrum.stderr, spectrum.per_sequence.std(0) / math.sqrt(7), **near(1e-13))
+
+
+def test_packed_sequences_weigh_by_their_steps_and_keep_the_users_rows() -> None:
+    """Against each sequence measured alone; the third ends within the transient."""
+    module, lengths, transient = network("gru", 3, 4), [30, 50, 5, 41], 10
+    inputs = noise(50, 4, 3)
+    packed = pack_padded_sequence(inputs, torch.tensor(lengths), enforce_sorted=False)
+    spectrum = lyapunov_spectrum(module, packed, interval=1, transient=transient)
+    rows, weights = [], []
+    for row, length in enumerate(lengths):
+        if length > transient:
+            alone = lyapunov_spectrum(module, inputs[:length, row : row + 1], interval=1, transient=transient)
+            torch.testing.assert_close(
+                spectrum.per_sequence[row].sort().values, alone.exponents.sort().values, **near(1e-9)
+            )
+            rows.append(spectrum.per_sequence[row])
+            weights.append(length - transient)
+        else:
+            assert spectrum.per_sequence[row].isnan().all()
+    weight, rates = torch.tensor(weights).double() / sum(weights), torch.stack(rows)
+    mean = weight @ rates
+    torch.testing.assert_close(spectrum.exponents, mean, **near(1e-12))
+    variance = 3 / 2 * (weight.square() @ (rates - mean).square())
+    torch.testing.assert_close(spectrum.stderr, variance.sqrt(), **near(1e-12))
+    assert (spectrum.steps, spectrum.sequences) == (40, 4)
+    assert abs(spectrum.sum_rule_error) < 1e-10
+
+
+def test_error_bar_of_a_single_sequence_is_the_spread_of_independent_runs() -> None:
+    """Logistic map in the chaotic sea beside r = 4, where neighbouring steps are correlated."""
+
+    def sea(_: Tensor | None, state: Tensor) -> Tensor:
+        return 3.9 * state * (1 - state)
+
+    starts = torch.rand(40, dtype=torch.float64)
+    spread = float(lyapunov_spectrum(sea, None, state=starts, steps=450, transient=50).per_sequence.std())
+    alone = [lyapunov_spectrum(sea, None, state=starts[i : i + 1], steps=450, transient=50) for i in range(3)]
+    typical = sorted(float(spectrum.stderr[0]) for spectrum in alone)[1]
+    assert spread / 2 < typical < 2 * spread
+
+
+@pytest.mark.parametrize("steps", [1, 40, 199])
+def test_a_single_short_sequence_has_no_error_bar(steps: int) -> None:
+    spectrum = lyapunov_spectrum(network("tanh", 3, 4), noise(steps, 1, 3))
+    assert spectrum.stderr.isnan().all() and spectrum.exponents.isfinite().all()
+
+
+@pytest.mark.parametrize("sequences", [1, 8])
+def test_tolerance_ends_early_with_every_error_below_it(sequences: int) -> None:
+    module, inputs = network("gru", 3, 4), noise(1500, sequences, 3)
+    spectrum = lyapunov_spectrum(module, inputs, tolerance=0.02, transient=10)
+    assert 32 <= spectrum.steps < 1490
+    assert (spectrum.stderr < 0.02).all()
+    same = lyapunov_spectrum(module, inputs[: 10 + spectrum.steps], transient=10)
+    assert torch.equal(spectrum.exponents, same.exponents) and torch.equal(spectrum.stderr, same.stderr)
+    to_the_end = lyapunov_spectrum(module, inputs[:100], tolerance=1e-9)
+    assert to_the_end.steps == 100
+
+
+def test_tolerance_leaves_dead_directions_out() -> None:
+    module = network("relu", 3, 4)
+    with torch.no_grad():
+        module.bias_ih_l0.copy_(torch.tensor([50.0, 50.0, 50.0, -50.0]))
+        module.weight_hh_l0.mul_(0.1)
+    spectrum = lyapunov_spectrum(module, noise(300, 4, 3), tolerance=0.1)
+    assert spectrum.steps < 300 and spectrum.exponents[3] == -math.inf
+
+
+# ------------------------------------------------------------------ what is refused
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "k=0": ({"k": 0}, r"k must be at least 1, or None for the whole spectrum; got 0\."),
+    "k=-2": ({"k": -2}, r"k must be at least 1, or None for the whole spectrum; got -2\."),
+    "k=5": ({"k": 5}, r"k must lie in \[1, 4\], the dimension of the state; got 5\."),
+    "transient=-1": ({"transient": -1}, r"transient must be at least 0; got -1\."),
+    "transient=10": ({"transient": 10}, r"transient must leave at least one of the 10 steps to measure; got 10\."),
+    "transient of steps": (
+        {"transient": 7, "steps": 6},
+        r"transient must leave at least one of the 6 steps to measure; got 7\.",
+    ),
+    "interval=0": ({"interval": 0}, r"interval must be at least 1, or None for the precision law to choose; got 0\."),
+    "half": ({"dtype": torch.float16}, r"dtype must be torch\.float32, torch\.float64 or None; got torch\.float16\."),
+    "bfloat": ({"dtype": torch.bfloat16}, r"dtype must be .* got torch\.bfloat16\."),
+    "tolerance=0": ({"tolerance": 0.0}, r"tolerance must be above 0 nats per step, or None; got 0\.0\."),
+    "tolerance=-1": ({"tolerance": -1.0}, r"tolerance must be above 0 nats per step, or None; got -1\.0\."),
+    "tolerance=nan": ({"tolerance": math.nan}, r"tolerance must be above 0 nats per step, or None; got nan\."),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_fit_is_refused_by_name_and_value(name: str) -> None:
+    options, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        lyapunov_spectrum(network("tanh", 3, 4), noise(10, 2, 3), **options)
+
+
+def test_k_of_a_stack_may_exceed_a_layer_but_not_the_network() -> None:
+    module, inputs = network("tanh", 3, 4, num_layers=2), noise(10, 2, 3)
+    assert lyapunov_spectrum(module, inputs, k=8).complete
+    with pytest.raises(ValueError, match=r"k must lie in \[1, 8\], the dimension of the state; got 9\."):
+        lyapunov_spectrum(module, inputs, k=9)
+
+
+def test_a_spectrum_shows_what_matters() -> None:
+    spectrum = lyapunov_spectrum(linear_network(2 * orthogonal(3)), None, steps=40, k=2)
+    assert repr(spectrum).startswith(
+        "LyapunovSpectrum(2 of 3 exponents, max +0.6931 ± nan nats/step, 2 trusted, 40 steps"
+    )
