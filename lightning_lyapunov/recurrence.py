@@ -282,7 +282,8 @@ class CellMap(Recurrence):
         return parts[0] if isinstance(self.template, Tensor) else parts
 
     def step(self, state: Tensor, drive: Tensor) -> Tensor:
-        arguments = (_cast(drive, self.dtype) if self.driven else None, self.unflatten(state))
+        # A copy: a cell may write to the state it is given, and this one is a step of the trajectory.
+        arguments = (_cast(drive, self.dtype) if self.driven else None, self.unflatten(state.clone()))
         if isinstance(self.cell, nn.Module):
             result = functional_call(self.cell, self._tensors, arguments)
         else:
