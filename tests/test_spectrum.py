@@ -220,7 +220,7 @@ def test_random_network_follows_mean_field_theory(gain: float) -> None:
         for seed in range(3)
     ]
     assert sorted(float(s.exponents[0]) for s in found)[1] == pytest.approx(largest, abs=0.02)
-    assert sorted(s.volume_rate / 400 for s in found)[1] == pytest.approx(mean, abs=0.02 if gain > 1.5 else 0.05)
+    assert sorted(s.volume_rate / 400 for s in found)[1] == pytest.approx(mean, abs=0.02 if gain > 1.5 else 0.03)
 
 
 @pytest.mark.slow
@@ -396,7 +396,7 @@ def test_union_of_layers_equals_the_qr_of_the_stack(kind: str) -> None:
     inputs, zeros = noise(1000, 1, 3), torch.zeros(1, 4).double()
     union = lyapunov_spectrum(module, inputs, dtype=torch.float64, transient=100)
     stacked = lyapunov_spectrum(stack, inputs, state=(zeros,) * (2 * parts), transient=100)
-    torch.testing.assert_close(union.exponents, stacked.exponents, **near(0.03))
+    torch.testing.assert_close(union.exponents, stacked.exponents, **near(0.04))  # .03 seen: neighbours mix
     torch.testing.assert_close(union.exponents.sum(), stacked.exponents.sum(), **near(1e-6))
     assert union.volume_rate == pytest.approx(stacked.volume_rate, abs=1e-11)
 
