@@ -408,14 +408,15 @@ class LyapunovSpectrumCallback(pl.Callback):
                 f"{self.prefix}_max", metrics[shown], on_step=on_step, on_epoch=not on_step, prog_bar=True, logger=False
             )
         step = _logging_step(trainer, when)
-        try:
-            for logger in trainer.loggers:
+        for logger in trainer.loggers:
+            try:
                 if when in ("before training", "step"):
                     logger.log_metrics({**metrics, "epoch": float(trainer.current_epoch)}, step=step)
                 if self.histogram and self.spectrum is not None and trainer.is_global_zero:
                     log_histogram(logger, f"{self.prefix}/spectrum", self.spectrum.exponents, step)
-        except Exception as error:  # a tracker that is down is no reason to end a run
-            self._tell_once(f"a logger refused the measurement ({type(error).__name__}: {error}).", warn=True)
+            except Exception as error:  # a tracker that is down is no reason to end a run
+                text = f"{type(logger).__name__} refused the measurement ({type(error).__name__}: {error})."
+                self._tell_once(text, warn=True, subject=type(logger).__name__)
 
     def _warn(self, error: Exception) -> None:
         self._tell_once(

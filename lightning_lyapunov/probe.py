@@ -188,6 +188,8 @@ class Probe:
         if keep_latest != self._keeps_latest:
             self.forget()
         self._keeps_latest = keep_latest
+        if keep_latest:
+            self._trouble = None  # of an earlier batch; this one may do
         if self._batches and not self._batches[-1]:
             self._batches.pop()  # nothing reached the layer
         enough = self._rows(self._batches) >= self.num_sequences
