@@ -19,7 +19,7 @@ from lightning_lyapunov.isolation import measuring
 from lightning_lyapunov.orthonormal import PrecisionLaw, gap_budget
 from lightning_lyapunov.recurrence import Factors, Recurrence, State
 from lightning_lyapunov.tangent import Growth, push_along, random_frame
-from lightning_lyapunov.trajectory import Inputs, Trajectory, device_of, trajectories, unwrap
+from lightning_lyapunov.trajectory import Inputs, Trajectory, device_of, trajectories, unwrap, widest_dtype
 
 CHUNK = 32
 """Steps between two looks at the precision law; also the longest interval, and what bounds the memory."""
@@ -196,7 +196,7 @@ def lyapunov_spectrum(
             name: _measure(path, k, transient, interval, dtype, tolerance, generator, driven)
             for name, path in paths.items()
         }
-    return next(iter(parts.values())) if len(parts) == 1 else LyapunovSpectrum.union(parts, k)
+        return next(iter(parts.values())) if len(parts) == 1 else LyapunovSpectrum.union(parts, k)
 
 
 def _check_options(
@@ -300,7 +300,7 @@ class _Tally:
         self.steps = self.intervals = 0
         self.dtype = torch.float64
         self.trusted = torch.ones(k, dtype=torch.bool, device=device)
-        self._log: Tensor | float = 0.0
+        self._log = torch.zeros(sequences, k, dtype=widest_dtype(device), device=device)
         self._steps_of = [0] * sequences
         self._stretches: list[tuple[Tensor, int]] = []  # of a single sequence, for its error bar
         self._volume: Tensor | float | None = 0.0
@@ -330,7 +330,7 @@ class _Tally:
 
     def averages(self) -> tuple[Tensor, Tensor, Tensor]:
         """Exponents ``(K,)``, their standard errors ``(K,)`` and the exponents of each sequence ``(B, K)``."""
-        log = torch.as_tensor(self._log)
+        log = self._log
         steps = torch.tensor(self._steps_of, dtype=log.dtype, device=log.device)
         mean, error = _mean_and_error(log, steps)
         if len(log) == 1:
