@@ -358,6 +358,16 @@ def test_a_cell_may_write_to_the_state_it_is_given() -> None:
     assert torch.equal(written.per_sequence, lyapunov_spectrum(pure, None, state=state, steps=STEPS).per_sequence)
 
 
+def test_a_noisy_cell_has_one_jacobian_per_step() -> None:
+    """Each step scales the plane by a random number, the same for every direction: all of them grow alike."""
+
+    def noisy(_: Any, h: Tensor) -> Tensor:
+        return torch.randn((), dtype=h.dtype) * h
+
+    rates = lyapunov_spectrum(noisy, None, state=noise(BATCH, HIDDEN), steps=STEPS, interval=1).per_sequence
+    torch.testing.assert_close(rates, rates[:1, :1].expand_as(rates), **EXACT)
+
+
 def test_flatten_inverts_unflatten() -> None:
     state = (noise(BATCH, 4), noise(BATCH, 2, 3), noise(BATCH))
     ours = CellMap(lambda x, s: s, state, driven=False, dtype=torch.float64)
