@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from lightning_lyapunov import LyapunovSpectrum, lyapunov_spectrum, spectrum_features
-from lightning_lyapunov.orthonormal import TOLERANCE
+from lightning_lyapunov.orthonormal import TOLERANCE, gap_budget
 
 MACHINE = {"rtol": 0.0, "atol": 1e-13}
 
@@ -534,6 +534,19 @@ def test_an_interval_too_long_is_not_trusted_but_for_the_fastest() -> None:
     assert bool(reference.trusted.all()) and (reference.dtype, reference.interval) == (torch.float64, 1.0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_trust_ends_where_the_gap_of_an_interval_exceeds_the_budget(dtype: torch.dtype) -> None:
+    """Two directions a nat per step apart: the gap is the interval, and past the budget nothing is lost yet."""
+    module = linear_network(torch.diag(torch.tensor([1.0, math.exp(-1)], dtype=torch.float64)))
+    longest = int(gap_budget(dtype))
+    for interval, trusted in ((longest, True), (longest + 1, False)):
+        spectrum = lyapunov_spectrum(
+            module, None, steps=8 * interval, transient=4 * interval, interval=interval, dtype=dtype
+        )
+        torch.testing.assert_close(spectrum.exponents, torch.tensor([0.0, -1.0]).double(), **near(TOLERANCE))
+        assert spectrum.trusted.tolist() == [True, trusted]
+
+
 def test_a_direction_the_interval_lost_is_unknown_and_comes_last() -> None:
     matrix = torch.diag(torch.tensor([1.0, 0.5, 1e-4], dtype=torch.float64))
     spectrum = lyapunov_spectrum(linear_network(matrix), None, steps=40, interval=8)
@@ -616,6 +629,24 @@ def test_error_bar_of_a_single_sequence_is_the_spread_of_independent_runs() -> N
     alone = [lyapunov_spectrum(sea, None, state=starts[i : i + 1], steps=450, transient=50) for i in range(3)]
     typical = sorted(float(spectrum.stderr[0]) for spectrum in alone)[1]
     assert spread / 2 < typical < 2 * spread
+
+
+def test_error_bar_of_a_single_sequence_knows_of_slow_drives() -> None:
+    """A GRU that forgets at the rate σ(x), under an x that stays alike for fifty steps: the sum of ln σ(x) is exact."""
+    steps, memory = 12800, 0.98
+    kicks = math.sqrt(1 - memory**2) * noise(steps, 100)
+    drives = [noise(100, seed=1)]
+    for kick in kicks[1:]:
+        drives.append(memory * drives[-1] + kick)
+    x = torch.stack(drives)
+    module = network("gru", 1, 1, gain=0.0)
+    with torch.no_grad():
+        module.weight_ih_l0[1] = 1.0
+
+    spectrum = lyapunov_spectrum(module, x[:, :1, None], dtype=torch.float64)
+    rates = torch.sigmoid(x).log().mean(0)
+    torch.testing.assert_close(spectrum.exponents, rates[:1], **near(1e-9))
+    assert float(rates.std()) / 1.5 < float(spectrum.stderr[0]) < 1.5 * float(rates.std())
 
 
 @pytest.mark.parametrize("steps", [1, 40, 199])
