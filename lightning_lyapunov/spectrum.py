@@ -286,9 +286,9 @@ def _push(
 
 
 def _log_volume(recurrence: Recurrence, factors: Factors, k: int) -> Tensor | None:
-    """ln|det J| ``(T, B)`` in closed form, else by LU where that costs no more than pushing k directions."""
+    """ln|det J| ``(T, B)`` in closed form, else by LU where that costs about what pushing k directions does."""
     closed = recurrence.log_volume(factors)
-    if closed is None and recurrence.state_size <= 4 * k:
+    if closed is None and recurrence.state_size <= 2 * k:
         return recurrence.dense_log_volume(factors)
     return closed
 
