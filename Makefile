@@ -21,6 +21,9 @@ help:         ## list these commands
 demo: $(VENV)/demo.stamp         ## train on handwritten digits and watch the Lyapunov spectrum
 	$(VENV)/bin/python examples/digits.py $(ARGS)
 
+# The tests' matrices are too small to share out: a few threads on a busy machine take five times as long as one.
+test slow: export OMP_NUM_THREADS ?= 1
+
 test: $(VENV)/test.stamp         ## run the tests, those that take seconds
 	$(RUN) pytest $(ARGS)
 
