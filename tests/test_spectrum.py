@@ -152,8 +152,8 @@ def test_the_sum_rule_needs_a_whole_spectrum_and_shows_a_bad_one() -> None:
     module, inputs = network("lstm", 3, 32), noise(64, 2, 3)
     assert math.isnan(lyapunov_spectrum(module, inputs, k=3).sum_rule_error)
     assert not math.isnan(lyapunov_spectrum(module, inputs, k=3).volume_rate)
-    assert math.isnan(lyapunov_spectrum(network("gru", 3, 32), inputs, k=7).volume_rate)  # dearer than the measurement
-    assert not math.isnan(lyapunov_spectrum(network("gru", 3, 32), inputs, k=8).volume_rate)
+    assert math.isnan(lyapunov_spectrum(network("gru", 3, 32), inputs, k=15).volume_rate)  # dearer than the measurement
+    assert not math.isnan(lyapunov_spectrum(network("gru", 3, 32), inputs, k=16).volume_rate)
     too_long = lyapunov_spectrum(module, inputs, interval=3, dtype=torch.float32).sum_rule_error
     assert not abs(too_long) < 1e-3
 
