@@ -126,7 +126,8 @@ def test_torch_is_asked_for_plainly(requirements: list[Requirement]) -> None:
 def test_only_known_bad_releases_are_excluded(requirements: list[Requirement]) -> None:
     assert {clause.operator for requirement in requirements for clause in requirement.specifier} == {">=", "!="}
     core = {requirement.name: requirement.specifier for requirement in requirements if requirement.marker is None}
-    assert core.keys() == {"torch", "lightning", "pytorch-lightning", "tensorboard", "wandb", "safetensors"}
+    lightning = {"lightning", "pytorch-lightning", "torchmetrics"}
+    assert core.keys() == {"torch", *lightning, "tensorboard", "wandb", "safetensors"}
     for name in ("lightning", "pytorch-lightning"):
         assert list(core[name].filter(["2.4.0", *MALICIOUS, "2.6.6"])) == ["2.4.0", "2.6.6"]
 
