@@ -662,7 +662,9 @@ def test_tolerance_ends_early_with_every_error_below_it(sequences: int) -> None:
     assert 32 <= spectrum.steps < 1490
     assert (spectrum.stderr < 0.02).all()
     same = lyapunov_spectrum(module, inputs[: 10 + spectrum.steps], transient=10)
-    assert torch.equal(spectrum.exponents, same.exponents) and torch.equal(spectrum.stderr, same.stderr)
+    # Near, not equal: a product with longer inputs may be rounded in another order.
+    torch.testing.assert_close(spectrum.exponents, same.exponents, **near(1e-6))
+    torch.testing.assert_close(spectrum.stderr, same.stderr, **near(1e-6))
     to_the_end = lyapunov_spectrum(module, inputs[:100], tolerance=1e-9)
     assert to_the_end.steps == 100
 
