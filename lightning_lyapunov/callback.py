@@ -421,7 +421,8 @@ class LyapunovSpectrumCallback(pl.Callback):
     def _warn(self, error: Exception) -> None:
         self._tell_once(
             f"the Lyapunov spectrum could not be measured, training goes on without it: {error} "
-            "(EarlyStopping and ModelCheckpoint that monitor it need strict=False to go on too.)",
+            "(EarlyStopping that monitors it needs strict=False to go on too; ModelCheckpoint that does cannot, before "
+            "there is a first value.)",
             warn=True,
             subject="failure",
         )

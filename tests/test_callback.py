@@ -377,6 +377,41 @@ def test_a_model_without_recurrence_is_told_what_it_has() -> None:
         trainer(measure_always()).fit(Flat(), loader(), loader())
 
 
+def test_what_is_found_but_not_supported_is_named_once_and_skipped() -> None:
+    class Doubling(nn.GRU):
+        def forward(self, x: Tensor, state: Tensor | None = None) -> Any:
+            return super().forward(2 * x, state)
+
+    class Two(Regressor):
+        def __init__(self) -> None:
+            super().__init__()
+            self.doubling = Doubling(3, 3, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(self.doubling(x)[0])
+
+    ours = measure_always(k=None)
+    with pytest.warns(UserWarning) as told:
+        for _ in range(2):
+            trainer(ours).fit(Two(), loader(), loader())
+    (text,) = [str(w.message) for w in told if str(w.message).startswith("LyapunovSpectrumCallback")]
+    assert "found but not measured: doubling: system: Doubling replaces the forward pass of nn.GRU" in text
+    assert len(ours.history) == 6
+    assert ours.spectrum.dimension == 12  # of the LSTM alone
+
+
+def test_monitors_go_on_without_a_value_where_they_can(tmp_path: Any) -> None:
+    """As the warning says: EarlyStopping that is not strict; ModelCheckpoint has no such option."""
+    fit = trainer(measure_always("encoder"), EarlyStopping("lyapunov/max", strict=False))
+    with pytest.warns(UserWarning, match=r"EarlyStopping.* strict=False .* ModelCheckpoint that does cannot"):
+        fit.fit(Regressor(), loader(), loader())
+    assert fit.current_epoch == 2
+    checkpoint = ModelCheckpoint(tmp_path, monitor="lyapunov/max")
+    fit = trainer(measure_always("encoder"), checkpoint, enable_checkpointing=True)
+    with pytest.warns(UserWarning), pytest.raises(MisconfigurationException, match="could not find the monitored key"):
+        fit.fit(Regressor(), loader(), loader())
+
+
 def test_dead_directions_are_floored_and_counted() -> None:
     rnn = nn.LSTM(3, 6, batch_first=True)
     nn.init.zeros_(rnn.weight_hh_l0)
