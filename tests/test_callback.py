@@ -511,7 +511,7 @@ def test_lightning_cli_configures_it_by_name(tmp_path: Any, monkeypatch: pytest.
     from lightning.pytorch.cli import LightningCLI
 
     monkeypatch.chdir(tmp_path)
-    name = "lightning_lyapunov.callback.LyapunovSpectrumCallback"
+    name = "lightning_lyapunov.LyapunovSpectrumCallback"
     arguments = [f"--trainer.callbacks+={name}", "--trainer.callbacks.k=4", "--trainer.callbacks.max_overhead=null"]
     cli = LightningCLI(Regressor, run=False, args=arguments)
     (ours,) = (c for c in cli.trainer.callbacks if isinstance(c, LyapunovSpectrumCallback))
