@@ -269,7 +269,7 @@ def test_a_barebones_run_is_left_alone() -> None:
 def test_fast_dev_run_measures() -> None:
     ours = measure_always()
     trainer(ours, fast_dev_run=True).fit(Regressor(), loader(), loader())
-    assert [m.step for m in ours.history] == [0, 1] or [m.step for m in ours.history] == [1]
+    assert [m.step for m in ours.history] == [0, 1]
 
 
 # ------------------------------------------------------------------ no trace
@@ -559,7 +559,7 @@ def test_two_processes_log_the_same_and_end(tmp_path: Any) -> None:
         from lightning.pytorch.strategies import DDPStrategy
         from lightning_lyapunov import LyapunovSpectrumCallback
         if __name__ == "__main__":
-            strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=20))
+            strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=60))
             fit = pl.Trainer(max_epochs=3, accelerator="cpu", devices=2, strategy=strategy, logger=False,
                              enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
                              callbacks=[LyapunovSpectrumCallback(max_overhead=None),
@@ -573,7 +573,7 @@ def test_two_processes_log_the_same_and_end(tmp_path: Any) -> None:
     )
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__), "MASTER_ADDR": "127.0.0.1"}
     command = [sys.executable, str(script), str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     # Not the exit status: gloo's threads may abort an interpreter that is already on its way out, callback or not.
     files = [tmp_path / f"rank{rank}" for rank in (0, 1)]
     assert all(file.exists() for file in files), done.stderr[-2000:]
