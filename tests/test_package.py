@@ -66,7 +66,8 @@ def wheel(built: Path) -> zipfile.ZipFile:
 @pytest.fixture(scope="module")
 def requirements(wheel: zipfile.ZipFile) -> list[Requirement]:
     """What the wheel asks for, its extras included, except itself."""
-    (info,) = [path for path in zipfile.Path(wheel).iterdir() if path.name.endswith(".dist-info")]
+    # By its name: a zipfile.Path of the open file would have that list directories too, to the tests that follow.
+    (info,) = [path for path in zipfile.Path(str(wheel.filename)).iterdir() if path.name.endswith(".dist-info")]
     declared = [Requirement(line) for line in PathDistribution(info).requires or ()]
     return [requirement for requirement in declared if requirement.name != "lightning-lyapunov"]
 
