@@ -132,7 +132,7 @@ class ElmanMap(_Gated):
 
     def linearise(self, states: Tensor, drive: Tensor) -> Factors:
         a = drive + self._recur(states)
-        return (_tanh_slope(a) if self.nonlinearity == "tanh" else (a > 0).to(a.dtype),)
+        return (_tanh_slope(a) if self.nonlinearity == "tanh" else _relu_slope(a),)
 
     def push_forward(self, factors: Factors, tangents: Tensor) -> Tensor:
         (slope,) = factors
@@ -350,6 +350,11 @@ def _tanh_slope(a: Tensor) -> Tensor:
     """1 - tanh(a)², without the cancellation that turns a saturated unit into an exactly dead one."""
     decay = torch.exp(-2 * a.abs())
     return 4 * decay / (1 + decay).square()
+
+
+def _relu_slope(a: Tensor) -> Tensor:
+    """1 where a unit is on, 0 where it is off; NaN where it has overflowed, which is not to look like off."""
+    return (a > 0).to(a.dtype).masked_fill(~a.isfinite(), torch.nan)
 
 
 def _sigmoid_slope(a: Tensor) -> Tensor:

@@ -583,6 +583,15 @@ def test_relu_units_that_are_off_are_dead() -> None:
     assert spectrum.trusted.tolist() == [True] * 4 + [False] * 2
 
 
+@pytest.mark.parametrize("kind", ["relu", "relu cell"])
+def test_states_that_overflow_are_unknown_rather_than_dead(kind: str) -> None:
+    module, inputs = network(kind, 3, 6, gain=1e30), noise(40, 4, 3)
+    spectrum = lyapunov_spectrum(module, inputs)
+    assert spectrum.exponents.isnan().all() and math.isnan(spectrum.volume_rate)
+    assert not spectrum.trusted.any()
+    assert lyapunov_spectrum(module, inputs, steps=3).exponents[0] > 50  # until then it is what it is
+
+
 # ------------------------------------------------------------------ error bars and sequences
 
 
