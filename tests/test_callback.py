@@ -98,6 +98,14 @@ def test_a_cell_of_ones_own_is_measured_when_named() -> None:
     assert torch.allclose(callback.spectrum.exponents, expected, atol=1e-9)
 
 
+@pytest.mark.parametrize("options", [{}, {"every_n_train_steps": 1}], ids=["epochs", "steps"])
+def test_the_progress_bar_shows_the_largest_exponent(options: dict[str, Any]) -> None:
+    ours = measure_always(prog_bar=True, **options)
+    fit = trainer(ours)
+    fit.fit(Regressor(), loader(), loader())
+    assert fit.progress_bar_metrics["lyapunov_max"] == pytest.approx(ours.history[-1].metrics["lyapunov/max"], rel=1e-3)
+
+
 def test_layers_of_a_stack_have_keys_of_their_own() -> None:
     model = Regressor(nn.GRU(3, 6, num_layers=2, batch_first=True, bidirectional=True))
     callback = measure_always()
@@ -413,6 +421,23 @@ def test_monitors_go_on_without_a_value_where_they_can(tmp_path: Any) -> None:
     fit = trainer(measure_always("encoder"), checkpoint, enable_checkpointing=True)
     with pytest.warns(UserWarning), pytest.raises(MisconfigurationException, match="could not find the monitored key"):
         fit.fit(Regressor(), loader(), loader())
+
+
+def test_a_layer_that_no_inputs_reach_is_named_and_left_out() -> None:
+    model, ours = Regressor(), measure_always(k=None)
+    model.idle = nn.GRU(3, 6)
+    with pytest.warns(UserWarning, match="idle is not measured: no inputs reached it"):
+        trainer(ours).fit(model, loader(), loader())
+    assert len(ours.history) == 3 and ours.spectrum.dimension == 12
+
+
+def test_states_that_overflow_are_told_and_training_goes_on() -> None:
+    rnn = nn.RNN(3, 6, nonlinearity="relu", batch_first=True)
+    nn.init.normal_(rnn.weight_hh_l0, std=1e35)
+    fit = trainer(measure_always())
+    with pytest.warns(UserWarning, match="the largest exponent is NaN: the states of the network overflow"):
+        fit.fit(Regressor(rnn), loader(), loader())
+    assert fit.current_epoch == 2
 
 
 def test_dead_directions_are_floored_and_counted() -> None:
