@@ -1,0 +1,96 @@
+"""The bank as a whole: which populations it has, and training them all, in parallel and with interruptions."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from lightning_lyapunov.bank.cells import CELLS, UNKNOWN_CELLS
+from lightning_lyapunov.bank.population import Population, run
+from lightning_lyapunov.bank.records import write_record
+from lightning_lyapunov.bank.tasks import TASKS
+
+SIZES = {16: 9, 32: 10}
+"""Hidden sizes, and networks of each, for every task and known cell."""
+LARGE_SIZES = {64: 6, 128: 1}
+"""The same for the first task of each family: each such network costs as much as many small ones."""
+UNKNOWN = 6
+"""Networks of 32 units for the first task of each family and every unknown cell."""
+TWINS, TWIN_SEEDS = 5, (1, 2)
+"""Draws of 32 units that are trained again from other seeds, in every second family: what no predictor can know."""
+
+
+def plan() -> list[Population]:
+    """Every population of the bank, in an order in which any beginning of it is a fair sample."""
+    known = [name for name in CELLS if name not in UNKNOWN_CELLS]
+    first = list({task.family: name for name, task in reversed(TASKS.items())}.values())
+    populations = [
+        Population(task, cell, size, tuple(range(networks)))
+        for tasks, sizes in ((TASKS, SIZES), (first, LARGE_SIZES))
+        for task in tasks
+        for cell in known
+        for size, networks in sizes.items()
+    ]
+    populations += [Population(task, cell, 32, tuple(range(UNKNOWN))) for task in first for cell in UNKNOWN_CELLS]
+    populations += [
+        Population(task, cell, 32, tuple(range(TWINS)), seed)
+        for task in first[::2]
+        for cell in known
+        for seed in TWIN_SEEDS
+    ]
+    random.Random(0).shuffle(populations)
+    return populations
+
+
+def smoke_plan() -> list[Population]:
+    """Thirty small networks of two tasks, to see that everything works."""
+    return [
+        Population(task, cell, 8, tuple(range(5)))
+        for task in ("recall-6", "adding-20")
+        for cell in CELLS
+        if cell not in UNKNOWN_CELLS
+    ]
+
+
+def build(populations: Iterable[Population], directory: Path, jobs: int = -1) -> None:
+    """Train the populations that have no record in a directory yet.
+
+    Interrupted at any moment, the next call goes on: a record is written whole or not at all. joblib's backend is
+    the caller's choice (``with joblib.parallel_config("ray"): build(...)``).
+
+    Args:
+        populations: What to train.
+        directory: Where the records are.
+        jobs: Processes, one thread each; -1 for one on each core.
+    """
+    import joblib
+    from tqdm import tqdm
+
+    missing = [population for population in populations if not _record(directory, population).exists()]
+    costs = {population.name: _cost(population) for population in missing}
+    finished = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(
+        joblib.delayed(_run_and_write)(population, directory) for population in missing
+    )
+    with tqdm(total=round(sum(costs.values())), unit="", desc=f"{len(missing)} populations") as bar:
+        for name in finished:
+            bar.update(round(costs[name]))
+            bar.set_postfix_str(name)
+
+
+def _record(directory: Path, population: Population) -> Path:
+    return directory / f"{population.name}.safetensors"
+
+
+def _run_and_write(population: Population, directory: Path) -> str:
+    torch.set_num_threads(1)
+    write_record(run(population), _record(directory, population))
+    return population.name
+
+
+def _cost(population: Population) -> float:
+    """Time a population takes, in no unit: for the estimate of the time left."""
+    gates, size = CELLS[population.cell].gates, population.hidden_size
+    return len(population.draws) * TASKS[population.task].steps * gates * (1 + (size / 32) ** 2)
