@@ -1,6 +1,7 @@
 # The commands of the project. Each sets up what it needs in .venv by itself; only Python and make must be there.
 #
 #   make demo ARGS="--cell gru --gain 3"        arguments for the example; ARGS goes to pytest in test and slow
+#   make bank ARGS=--smoke                      a trial of some minutes, apart from the bank that ships
 #   make test PYTHON=python3.12 VENV=.venv312   another interpreter, in an environment of its own
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ HELD   := 'torch==2.13.0' 'editables~=0.3'
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # two installs into one environment would trip over each other
-.PHONY: help demo test slow lint format constraints clean
+.PHONY: help demo bank test slow lint format constraints clean
 
 help:         ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+: .*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -21,8 +22,14 @@ help:         ## list these commands
 demo: $(VENV)/demo.stamp         ## train on handwritten digits and watch the Lyapunov spectrum
 	$(VENV)/bin/python examples/digits.py $(ARGS)
 
-# The tests' matrices are too small to share out: a few threads on a busy machine take five times as long as one.
-test slow: export OMP_NUM_THREADS ?= 1
+bank: $(VENV)/bank.stamp         ## train the bank's networks: hours; interrupted it goes on; or nohup make bank &
+	$(RUN) lightning_lyapunov.bank $(if $(filter --smoke,$(ARGS)),$(TRIAL),$(BANK)) $(ARGS)
+
+TRIAL  := runs/bank/smoke
+BANK   := runs/bank/records --compact lightning_lyapunov/bank/bank.safetensors
+
+# These matrices are too small to share out: a few threads on a busy machine take five times as long as one.
+bank test slow: export OMP_NUM_THREADS ?= 1
 
 test: $(VENV)/test.stamp         ## run the tests, those that take seconds
 	$(RUN) pytest $(ARGS)

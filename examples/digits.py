@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset, random_split
+from torch.utils.data import DataLoader, Subset, TensorDataset, random_split
 from torchmetrics.functional import accuracy
 
 from lightning_lyapunov import LyapunovSpectrumCallback
@@ -26,6 +26,7 @@ from lightning_lyapunov.history import Measurement
 from lightning_lyapunov.loggers.figures import spectrum_over_training
 
 CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+Digits = Subset[tuple[Tensor, ...]]
 
 
 class DigitReader(pl.LightningModule):
@@ -65,6 +66,21 @@ class DigitReader(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam."""
         return torch.optim.Adam(self.parameters(), lr=3e-3)
+
+
+def read_digits() -> tuple[Digits, Digits]:
+    """1500 digits to learn from and 297 to be tried on: images ``(8, 8)`` in [0, 1] and labels."""
+    images, labels = load_digits(return_X_y=True)
+    digits = TensorDataset(torch.tensor(images).float().view(-1, 8, 8) / 16, torch.tensor(labels))
+    train, val = random_split(digits, [1500, 297])
+    return train, val
+
+
+def quiet() -> None:
+    """Spare newcomers Lightning's advice for larger runs, and a deprecation between Lightning and torch."""
+    warnings.filterwarnings("ignore", ".*does not have many workers")
+    warnings.filterwarnings("ignore", ".*treespec")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
 COLUMNS = "   λ_max ± stderr   near 0   λ > 0   KY dim   horizon"
@@ -119,18 +135,13 @@ def main() -> None:
     parser.add_argument("--logdir", type=Path, default=Path("lightning_logs"))
     args = parser.parse_args()
 
-    # Not for newcomers: Lightning's advice for larger runs, and a deprecation between Lightning and torch.
-    warnings.filterwarnings("ignore", ".*does not have many workers")
-    warnings.filterwarnings("ignore", ".*treespec")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-
+    quiet()
     torch.set_num_threads(1)  # for so small a network threads cost more than they bring
     pl.seed_everything(args.seed, verbose=False)
-    images, labels = load_digits(return_X_y=True)
-    digits = TensorDataset(torch.tensor(images).float().view(-1, 8, 8) / 16, torch.tensor(labels))
-    train, val = random_split(digits, [1500, 297])
+    train, val = read_digits()
 
-    lyapunov = LyapunovSpectrumCallback(k=None, max_overhead=None, num_sequences=32)  # all exponents, every epoch
+    # All exponents, every epoch; what they predict is the subject of the other examples.
+    lyapunov = LyapunovSpectrumCallback(k=None, max_overhead=None, num_sequences=32, scorer=None)
     name = args.cell if args.gain is None else f"{args.cell}-gain-{args.gain:g}"
     logger = TensorBoardLogger(args.logdir, name=name)
     trainer = pl.Trainer(

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from lightning_lyapunov.aelle import AeLLE, AeLLEScore, AeLLEScorer
 from lightning_lyapunov.features import kaplan_yorke_dimension, kolmogorov_sinai_entropy, spectrum_features
 from lightning_lyapunov.spectrum import LyapunovSpectrum, lyapunov_spectrum
 
@@ -19,6 +20,10 @@ __all__ = [
     "kaplan_yorke_dimension",
     "kolmogorov_sinai_entropy",
     "spectrum_features",
+    # what it predicts
+    "AeLLE",
+    "AeLLEScore",
+    "AeLLEScorer",
 ]
 
 

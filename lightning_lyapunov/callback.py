@@ -12,10 +12,12 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightning_lyapunov.aelle import AeLLEScore, AeLLEScorer
 from lightning_lyapunov.features import spectrum_features
 from lightning_lyapunov.history import History, Measurement
+from lightning_lyapunov.isolation import measuring
 from lightning_lyapunov.loggers.histogram import log_histogram
 from lightning_lyapunov.probe import Probe, find_layers
 from lightning_lyapunov.spectrum import LyapunovSpectrum, lyapunov_spectrum
@@ -24,9 +26,13 @@ FLOOR = -100.0
 """Nats per step. Exponents below, dead directions among them, are logged as this, since a monitor stops on infinity."""
 LONGEST_HORIZON = 1e6
 """Steps. A gradient horizon beyond is logged as this."""
+UNFAMILIAR = 0.3
+"""Familiarity below which a score is told to be little more than a guess."""
 _When = Literal["before training", "step", "validation", "epoch"]
 _RECENT = 4
 """Training batches before the end of an epoch that are recorded when no validation will follow."""
+_KINDS = {"rnn": (nn.RNN, nn.RNNCell), "gru": (nn.GRU, nn.GRUCell), "lstm": (nn.LSTM, nn.LSTMCell)}
+"""Torch's layers by the name that scorers know them under."""
 
 
 class LyapunovSpectrumCallback(pl.Callback):
@@ -34,8 +40,9 @@ class LyapunovSpectrumCallback(pl.Callback):
 
     The layers are driven by the inputs that reach them in the model's own forward pass: those of the first validation
     batches, else of training batches. A measurement is made once per set of weights: when validation ends, else at the
-    end of a training epoch, and once before the first update. Training is not touched: the weights after a fit are bit
-    for bit those without the callback. A measurement that fails warns once and logs nothing.
+    end of a training epoch, and once before the first update. A scorer reads each spectrum and predicts how well the
+    network will do. Training is not touched: the weights after a fit are bit for bit those without the callback. A
+    measurement that fails warns once and logs nothing.
 
     Args:
         module: Name of the recurrent layer to measure, or several; a cell of your own, ``(x, state) -> state``, must
@@ -56,11 +63,20 @@ class LyapunovSpectrumCallback(pl.Callback):
         prefix: First part of the keys. Two instances in one Trainer need different ones.
         histogram: Whether to log the spectrum as a histogram too, where the logger can (TensorBoard, W&B).
         prog_bar: Whether to show the largest exponent on the progress bar.
-        scorer: Reserved for the scorer of spectra; None.
+        scorer: What predicts from a spectrum how well the network will do: "general", the pretrained one; the path of
+            one that was saved; or an :class:`~lightning_lyapunov.AeLLEScorer`. None: no scores.
+        performance: Name of a metric you log, as "val_acc": what the network has reached so far, which the scorer is
+            then told. It is the last value known when the spectrum is scored. Logged in ``validation_step`` it is
+            that of the same validation; logged when validation ends (``on_validation_epoch_end``), or in training, it
+            may be one validation or epoch old.
+        performance_range: Its values by chance and at best, ``(worst, best)``, which make a skill from 0 to 1 of it;
+            for a loss the worst is the larger. The general scorer needs it; others, if None, are told the metric as
+            it is.
 
     Attributes:
         history: What was measured, a :class:`~lightning_lyapunov.history.History`; on rank zero.
         spectrum: The last spectrum, with its layers; None before the first.
+        score: The last score, an :class:`~lightning_lyapunov.AeLLEScore`; None before the first; on rank zero.
 
     Raises:
         ValueError: For an argument out of range.
@@ -88,6 +104,22 @@ class LyapunovSpectrumCallback(pl.Callback):
     ``<layer>/max``                                     nats/step      with several layers, the largest of each
     ==================================================  =============  ================================================
 
+    What the scorer says of it, under ``aelle``; under ``<prefix>/aelle`` if you choose another prefix. Skill is the
+    share of the way from chance to the best, unless a scorer of your own was fitted on something else.
+
+    ==================================================  =============  ================================================
+    ``performance``                                     skill, 0 to 1  predicted at the end of training
+    ``performance_low``, ``performance_high``           skill, 0 to 1  its 80 % interval
+    ``baseline``                                        skill, 0 to 1  the same prediction without the spectrum, which
+                                                                       it must beat
+    ``failure_probability``                             probability    the network never learns: final skill below 0.1
+    ``takeoff_probability``                             probability    final skill above 0.3; of a network at chance,
+                                                                       that it will still take off
+    ``stability``                                       probability    the trained network is not chaotic
+    ``familiarity``                                     0 to 1         low where the network is unlike those that the
+                                                                       scorer was fitted on: do not rely on it there
+    ==================================================  =============  ================================================
+
     Example::
 
         stop = EarlyStopping("lyapunov/max", mode="min", patience=10, divergence_threshold=0.5)
@@ -111,7 +143,9 @@ class LyapunovSpectrumCallback(pl.Callback):
         prefix: str = "lyapunov",
         histogram: bool = True,
         prog_bar: bool = False,
-        scorer: None = None,
+        scorer: str | AeLLEScorer | None = "general",
+        performance: str | None = None,
+        performance_range: tuple[float, float] | None = None,
     ) -> None:
         counts = {
             "k": k,
@@ -133,18 +167,33 @@ class LyapunovSpectrumCallback(pl.Callback):
             raise ValueError(f"dtype must be 'float32', 'float64' or None; got {dtype!r}.")
         if not prefix or prefix != prefix.strip("/"):
             raise ValueError(f"prefix must be a name without slashes at its ends; got {prefix!r}.")
-        if scorer is not None:
-            raise ValueError(f"scorer must be None: there is no scorer in this version; got {type(scorer).__name__}.")
+        if scorer is not None and not isinstance(scorer, str | AeLLEScorer):
+            raise ValueError(
+                f"scorer must be 'general', a path, an AeLLEScorer or None; got an object of {type(scorer).__name__}."
+            )
+        if performance is not None and performance_range is None and scorer == "general":
+            raise ValueError(
+                "performance needs performance_range=(worst, best), the metric by chance and at best, as the general "
+                f"scorer reads a skill from 0 to 1; got performance={performance!r} alone."
+            )
+        if performance_range is not None:
+            if performance is None:
+                raise ValueError(f"performance_range is that of performance, which is None; got {performance_range}.")
+            if not all(map(math.isfinite, performance_range)) or performance_range[0] == performance_range[1]:
+                raise ValueError(f"performance_range must be two different numbers; got {performance_range}.")
         self.module = module if module is None or isinstance(module, str) else list(module)
         self.k, self.num_sequences, self.num_steps = k, num_sequences, num_steps
         self.transient, self.interval, self.tolerance = transient, interval, tolerance
         self.dtype = dtype
         self.every_n_epochs, self.every_n_train_steps = every_n_epochs, every_n_train_steps
         self.max_overhead, self.prefix = max_overhead, prefix
-        self.histogram, self.prog_bar, self.scorer = histogram, prog_bar, scorer
+        self.histogram, self.prog_bar = histogram, prog_bar
+        self.scorer, self.performance, self.performance_range = scorer, performance, performance_range
 
         self.history = History()
         self.spectrum: LyapunovSpectrum | None = None
+        self.score: AeLLEScore | None = None
+        self._scorer: AeLLEScorer | None = None
         self._probes: dict[str, _LayerProbes] = {}
         self._told: set[str] = set()
         self._seconds = self._seconds_at_start = 0.0  # spent measuring in all, and before this fit
@@ -152,6 +201,7 @@ class LyapunovSpectrumCallback(pl.Callback):
         self._trained_before = 0.0  # seconds of training before this fit
         self._started: float | None = None
         self._measured_at: tuple[int, int] | None = None  # global step and epoch of the last measurement of this fit
+        self._validated: tuple[int, Tensor | None] | None = None  # global step and performance of the last validation
 
     # ---------------------------------------------------------------- being a guest
 
@@ -166,7 +216,7 @@ class LyapunovSpectrumCallback(pl.Callback):
                 f"Two LyapunovSpectrumCallbacks use the prefix {self.prefix!r}; give one of them another prefix=."
             )
         self._release()
-        self._measured_at = None
+        self._measured_at = self._validated = None
         if trainer.barebones:
             return  # a run without logging, made to time the training itself
         try:
@@ -178,6 +228,20 @@ class LyapunovSpectrumCallback(pl.Callback):
             return
         if unsupported:
             self._tell_once(f"found but not measured: {'; '.join(unsupported)}.", warn=True)
+        if trainer.is_global_zero:
+            self._load_scorer()
+
+    def _load_scorer(self) -> None:
+        """Get the scorer ready, if it can be had."""
+        try:
+            with torch.random.fork_rng(devices=[]):
+                if isinstance(self.scorer, str):
+                    general = self.scorer == "general"
+                    self._scorer = AeLLEScorer.from_pretrained() if general else AeLLEScorer.load(self.scorer)
+                else:
+                    self._scorer = self.scorer
+        except Exception as error:
+            self._warn_of_scorer(error, f"{self.scorer!r} could not be loaded")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Take the hooks off again."""
@@ -193,7 +257,7 @@ class LyapunovSpectrumCallback(pl.Callback):
         for probes in self._probes.values():
             probes.validation.remove()
             probes.training.remove()
-        self._probes = {}
+        self._probes, self._scorer = {}, None
 
     # ---------------------------------------------------------------- what drives the layers
 
@@ -272,6 +336,11 @@ class LyapunovSpectrumCallback(pl.Callback):
         if not trainer.sanity_checking and self._is_due(trainer):
             self._measure_and_log(trainer, pl_module, "validation")
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remember what the validation came to: read again at a later measurement, it is no news."""
+        if self._is_told_performance and not trainer.sanity_checking:
+            self._validated = trainer.global_step, trainer.callback_metrics.get(str(self.performance))
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure if the weights have moved since the last time: no validation has run."""
         if self._is_due(trainer):
@@ -312,16 +381,17 @@ class LyapunovSpectrumCallback(pl.Callback):
         elapsed = time.perf_counter() - self._started
         return self._trained_before + elapsed - (self._seconds - self._seconds_at_start)
 
-    # ---------------------------------------------------------------- measuring and logging
+    # ---------------------------------------------------------------- measuring
 
     def _measure_and_log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, when: _When) -> None:
         """Measure on rank zero and log the same on every rank."""
         if not self._probes:
             return
         attempted, metrics = False, None
+        performance = self._performance_so_far(trainer)  # on every rank: to read it may be to reduce it over them
         if trainer.is_global_zero and (attempted := self._is_affordable()):
             with trainer.profiler.profile(f"[{type(self).__name__}]measure"):  # type: ignore[attr-defined]
-                metrics = self._measure(trainer, when)
+                metrics = self._measure(trainer, when, performance)
         if trainer.world_size > 1:
             attempted, metrics = trainer.strategy.broadcast((attempted, metrics))
         if attempted:
@@ -329,12 +399,13 @@ class LyapunovSpectrumCallback(pl.Callback):
         if metrics is not None:
             self._log(trainer, pl_module, metrics, when)
 
-    def _measure(self, trainer: pl.Trainer, when: _When) -> dict[str, float] | None:
+    def _measure(self, trainer: pl.Trainer, when: _When, performance: float | None) -> dict[str, float] | None:
         """The metrics of the weights as they are, kept in the history; None if it could not be done."""
         start = time.perf_counter()
         try:
             spectrum = self._spectrum_now(when)
             metrics = self._metrics(spectrum)  # reads from the device, so that the time below is all it took
+            metrics |= self._scores(spectrum, trainer.global_step, performance)
         except Exception as error:
             self._warn(error)
             return None
@@ -394,6 +465,95 @@ class LyapunovSpectrumCallback(pl.Callback):
             for key, value in values.items()
             if not math.isnan(value)
         }
+
+    # ---------------------------------------------------------------- scoring
+
+    @property
+    def _is_told_performance(self) -> bool:
+        return self.scorer is not None and self.performance is not None
+
+    def _performance_so_far(self, trainer: pl.Trainer) -> float | None:
+        """The last value of the user's metric, as the scorer takes it; None while there is none."""
+        if not self._is_told_performance or trainer.global_step == 0:
+            return None
+        value = trainer.callback_metrics.get(str(self.performance))
+        if value is None:
+            self._tell_if_missing(trainer)
+            return None
+        # Lightning makes a new tensor of each new value.
+        if self._validated is not None and value is self._validated[1] and self._validated[0] < trainer.global_step:
+            self._tell_once(
+                f"{self.performance!r} has no new value at update {trainer.global_step}; the scorer is told its last "
+                f"one, of update {self._validated[0]}. Where validation runs, a metric logged in validation_step is "
+                "there in time.",
+                subject="old performance",
+            )
+        reached = float(value)
+        if self.performance_range is not None:
+            worst, best = self.performance_range
+            reached = min(max((reached - worst) / (best - worst), 0.0), 1.0) if math.isfinite(reached) else reached
+        return reached if math.isfinite(reached) else None
+
+    def _tell_if_missing(self, trainer: pl.Trainer) -> None:
+        """Warn of a metric that should have been there by now."""
+        step, epoch = self._measured_at or (0, 0)
+        an_epoch_ended = step > 0 and epoch < trainer.current_epoch
+        if self._validated is not None or (an_epoch_ended and not trainer.enable_validation):
+            names = ", ".join(map(repr, sorted(trainer.callback_metrics))) or "none"
+            self._tell_once(
+                f"performance: no metric {self.performance!r} was logged so far, so the scorer is not told it; those "
+                f"logged are {names}.",
+                warn=True,
+                subject="performance",
+            )
+
+    def _scores(self, spectrum: LyapunovSpectrum, updates: int, performance: float | None) -> dict[str, float]:
+        """What the scorer says of a spectrum; nothing if it cannot."""
+        if self._scorer is None:
+            return {}
+        layers = [probes.validation.layer for probes in self._probes.values() if probes.have_recorded]
+        sizes = [getattr(layer, "hidden_size", None) for layer in layers]
+        try:
+            with measuring(None, torch.device("cpu")), torch.device("cpu"):
+                self.score = self._scorer.score(
+                    spectrum,
+                    architecture=_architecture_of(layers),
+                    hidden_size=max((size for size in sizes if isinstance(size, int)), default=None),
+                    updates=updates,
+                    performance=performance,
+                )
+        except Exception as error:
+            self._warn_of_scorer(error, "failed")
+            return {}
+        values = {
+            "performance": self.score.performance,
+            "performance_low": self.score.low,
+            "performance_high": self.score.high,
+            "baseline": self.score.baseline,
+            "failure_probability": self.score.failure_probability,
+            "takeoff_probability": self.score.takeoff_probability,
+            "stability": self.score.stability,
+            "familiarity": self.score.familiarity,
+        }
+        prefix = "aelle" if self.prefix == "lyapunov" else f"{self.prefix}/aelle"
+        if self.score.familiarity < UNFAMILIAR:
+            self._tell_once(
+                f"familiarity is {self.score.familiarity:.2f}: the spectrum, the size or the kind of cell is unlike "
+                f"the networks that the scorer was fitted on, so what {prefix}/ says is little more than a guess.",
+                warn=True,
+                subject="familiarity",
+            )
+        return {f"{prefix}/{key}": float(value) for key, value in values.items() if math.isfinite(value)}
+
+    def _warn_of_scorer(self, error: Exception, what: str) -> None:
+        self._tell_once(
+            f"the scorer {what}, the spectrum is logged without scores: {type(error).__name__}: {error} (EarlyStopping "
+            "that monitors them needs strict=False to go on.)",
+            warn=True,
+            subject="scorer",
+        )
+
+    # ---------------------------------------------------------------- logging
 
     def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, metrics: dict[str, float], when: _When) -> None:
         if when in ("validation", "epoch"):
@@ -477,6 +637,14 @@ class _LayerProbes:
         if when in ("step", "epoch"):
             order.reverse()
         return order[0] if order[0].has_recorded else order[1]
+
+
+def _architecture_of(layers: Sequence[nn.Module]) -> str:
+    """As scorers know it if all layers are of one kind that they know; else the names of the classes."""
+    for name, kind in _KINDS.items():
+        if all(isinstance(layer, kind) for layer in layers):
+            return name
+    return "+".join(sorted({type(layer).__name__ for layer in layers}))
 
 
 def _logging_step(trainer: pl.Trainer, when: _When) -> int:

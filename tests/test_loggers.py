@@ -85,7 +85,7 @@ def fitted(
     **trainer: Any,
 ) -> tuple[pl.Trainer, LyapunovSpectrumCallback]:
     """Two epochs on the CPU, the whole spectrum measured each time."""
-    monitor = LyapunovSpectrumCallback(k=None, max_overhead=None, **(callback or {}))
+    monitor = LyapunovSpectrumCallback(k=None, max_overhead=None, scorer=None, **(callback or {}))
     options = {
         "max_epochs": 2,
         "logger": logger,
@@ -198,7 +198,7 @@ def test_two_instances_have_keys_of_their_own(tmp_path: Path) -> None:
             return (self.second(self.rnn(x)[0])[0][:, -1].sum(-1, keepdim=True) - y).square().mean()
 
     logger = TensorBoardLogger(tmp_path)
-    other = LyapunovSpectrumCallback("second", k=None, max_overhead=None, prefix="gru")
+    other = LyapunovSpectrumCallback("second", k=None, max_overhead=None, prefix="gru", scorer=None)
     fitted(tmp_path, logger, model=Two(), callbacks=[other], callback={"module": "rnn"})
     accumulator = events(logger)
     found = scalars(accumulator)

@@ -15,7 +15,7 @@ def main() -> None:
     parser.add_argument("directory", type=Path, help="where the records of populations are, and go")
     parser.add_argument("--compact", type=Path, help="file for the finished bank (default: DIRECTORY.safetensors)")
     parser.add_argument("--jobs", type=int, default=-1, help="processes; as many as there are cores if left out")
-    parser.add_argument("--smoke", action="store_true", help="thirty tiny networks only")
+    parser.add_argument("--smoke", action="store_true", help="thirty tiny networks only; give them their own DIRECTORY")
     args = parser.parse_args()
 
     build(smoke_plan() if args.smoke else plan(), args.directory, args.jobs)

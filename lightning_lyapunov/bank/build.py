@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import random
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -55,7 +57,7 @@ def smoke_plan() -> list[Population]:
     ]
 
 
-def build(populations: Iterable[Population], directory: Path, jobs: int = -1) -> None:
+def build(populations: Sequence[Population], directory: Path, jobs: int = -1) -> None:
     """Train the populations that have no record in a directory yet.
 
     Interrupted at any moment, the next call goes on: a record is written whole or not at all. joblib's backend is
@@ -67,17 +69,12 @@ def build(populations: Iterable[Population], directory: Path, jobs: int = -1) ->
         jobs: Processes, one thread each; -1 for one on each core.
     """
     import joblib
-    from tqdm import tqdm
 
     missing = [population for population in populations if not _record(directory, population).exists()]
-    costs = {population.name: _cost(population) for population in missing}
     finished = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(
         joblib.delayed(_run_and_write)(population, directory) for population in missing
     )
-    with tqdm(total=round(sum(costs.values())), unit="", desc=f"{len(missing)} populations") as bar:
-        for name in finished:
-            bar.update(round(costs[name]))
-            bar.set_postfix_str(name)
+    _show_progress(populations, missing, finished)
 
 
 def _record(directory: Path, population: Population) -> Path:
@@ -90,7 +87,32 @@ def _run_and_write(population: Population, directory: Path) -> str:
     return population.name
 
 
+def _show_progress(populations: Sequence[Population], missing: Sequence[Population], finished: Iterable[str]) -> None:
+    """Run through the names of finished populations: one bar in a terminal, one line for each in a log."""
+    from tqdm import tqdm
+
+    by_name = {population.name: population for population in missing}
+    networks = sum(len(population.draws) for population in populations)
+    done = networks - sum(len(population.draws) for population in missing)
+    whole, left = (sum(map(_cost, some)) for some in (populations, missing))
+    is_log = not sys.stderr.isatty()
+    with tqdm(
+        total=whole,
+        initial=whole - left,
+        smoothing=0,  # the whole run so far: few populations are finished at a time, and their costs differ tenfold
+        bar_format="|{bar}| {percentage:.0f}%{postfix}, {elapsed} gone, {remaining} left",
+        postfix=f"{done:,} of {networks:,} networks",
+        file=io.StringIO() if is_log else None,
+    ) as bar:
+        for name in finished:
+            done += len(by_name[name].draws)
+            bar.set_postfix_str(f"{done:,} of {networks:,} networks", refresh=False)
+            bar.update(_cost(by_name[name]))
+            if is_log:
+                print(bar, name, file=sys.stderr, flush=True)
+
+
 def _cost(population: Population) -> float:
-    """Time a population takes, in no unit: for the estimate of the time left."""
+    """About the time a population takes, in no unit: a start for each step and gate, then the products."""
     gates, size = CELLS[population.cell].gates, population.hidden_size
-    return len(population.draws) * TASKS[population.task].steps * gates * (1 + (size / 32) ** 2)
+    return TASKS[population.task].steps * gates * (1 + len(population.draws) * (size / 120) ** 2)

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from lightning_lyapunov.bank.population import CHECKPOINTS, METRICS
+from lightning_lyapunov.bank.population import CHECKPOINTS, METRICS, SECOND_PROBE
 from lightning_lyapunov.bank.tasks import TASKS
 
 FORMAT = "lightning_lyapunov.bank/1"
@@ -35,7 +35,8 @@ class Bank:
     stderr: Sequence[Tensor]
     """(C, D) each: standard errors between sequences."""
     second: Sequence[Tensor]
-    """(3, D) each: spectra on inputs of their own at updates 0, 40 and 800; NaN for three networks in four."""
+    """(3, D) each: at the updates of :data:`~lightning_lyapunov.bank.population.SECOND_PROBE`, spectra on other inputs
+    than the first; NaN for three networks in four."""
     metrics: Tensor
     """(N, C, 6): see :data:`~lightning_lyapunov.bank.population.METRICS`."""
     final: Tensor
@@ -89,7 +90,7 @@ class Bank:
             "stderr": _flat(self.stderr),
             "second": _flat([s for s in self.second if not s.isnan().all()]),
             "has_second": torch.tensor([not bool(s.isnan().all()) for s in self.second]),
-            "metrics": self.metrics.half(),
+            "metrics": self.metrics.float(),  # gradient norms outgrow float16
             "final": self.final.float(),
         }
         _write(tensors, {"networks": json.dumps(self.networks, separators=(",", ":"))}, path)
@@ -105,13 +106,14 @@ class Bank:
         networks = json.loads(metadata["networks"])
         sizes = [network["dimension"] for network in networks]
         has_second = tensors["has_second"].tolist()
-        written = iter(_unflat(tensors["second"], [d for d, has in zip(sizes, has_second, strict=True) if has], 3))
+        measured = [size for size, has in zip(sizes, has_second, strict=True) if has]
+        written = iter(_unflat(tensors["second"], measured, len(SECOND_PROBE)))
         second = [
-            next(written) if has else torch.full((3, size), math.nan)
+            next(written) if has else torch.full((len(SECOND_PROBE), size), math.nan)
             for size, has in zip(sizes, has_second, strict=True)
         ]
         spectra, stderr = (_unflat(tensors[key], sizes, len(CHECKPOINTS)) for key in ("spectra", "stderr"))
-        return Bank(networks, spectra, stderr, second, tensors["metrics"].float(), tensors["final"])
+        return Bank(networks, spectra, stderr, second, tensors["metrics"], tensors["final"])
 
 
 def write_record(record: dict[str, Any], path: Path) -> None:
@@ -158,7 +160,8 @@ def _unflat(flat: Tensor, sizes: Sequence[int], rows: int) -> list[Tensor]:
 def _write(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, unfinished, metadata={"format": FORMAT, **metadata})
+    content = save({k: v.contiguous() for k, v in tensors.items()}, metadata={"format": FORMAT, **metadata})
+    unfinished.write_bytes(content)  # save_file would hide it from other users, and with it the bank of the wheel
     unfinished.replace(path)
 
 

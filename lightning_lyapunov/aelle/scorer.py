@@ -1,0 +1,375 @@
+"""The scorer: from a spectrum to a prediction, its interval, and how far it is to be believed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lightning_lyapunov.aelle.autoencoder import HEADS, AeLLE
+from lightning_lyapunov.aelle.calibration import Familiarity, Gate, Intervals
+from lightning_lyapunov.aelle.features import ARCHITECTURES, CONTEXT, LEVELS, Rows, context, quantiles
+from lightning_lyapunov.aelle.fitting import Ridge, ridge_features
+from lightning_lyapunov.spectrum import LyapunovSpectrum
+
+FORMAT = "lightning_lyapunov.aelle/1"
+SKILL, FAILURE, TAKEOFF, STABILITY = range(len(HEADS))
+RIDGES = ("context", "context+skill", "spectrum", "spectrum+skill")
+_KNOWN = tuple(name for name in CONTEXT if name != "skill")
+
+
+@dataclass(frozen=True, eq=False)
+class AeLLEScore:
+    """What a spectrum says about how well its network will do."""
+
+    performance: float
+    """Predicted final skill, in the unit of what the scorer was fitted on: for the general one the share of the way
+    from chance to the best, in [0, 1]."""
+    low: float
+    """Lower end of the 80 % interval of that prediction."""
+    high: float
+    """Upper end."""
+    failure_probability: float
+    """That the network never learns its task: final skill below 0.1."""
+    takeoff_probability: float
+    """That its final skill is above 0.3: for a network that still sits at chance, that it will take off."""
+    stability: float
+    """Probability that the trained network is not chaotic: its final largest exponent is not above 0."""
+    familiarity: float
+    """In [0, 1]; low where spectrum, size or kind of cell are unlike anything the scorer was fitted on."""
+    latent: Tensor
+    """(L,) the code of the spectrum."""
+    baseline: float
+    """The same prediction without the spectrum: what it must beat."""
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """The fields of :class:`AeLLEScore` for R networks, skills and probabilities in [0, 1]."""
+
+    performance: Tensor
+    low: Tensor
+    high: Tensor
+    failure: Tensor
+    takeoff: Tensor
+    stability: Tensor
+    familiarity: Tensor
+    latent: Tensor
+    baseline: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Heads:
+    """Raw predictions: autoencoders and a ridge, each used as far as it proved better on networks it had not seen."""
+
+    models: Sequence[AeLLE]
+    ridges: Mapping[str, Ridge]
+    share: float = 0.5
+    """Of the autoencoders in the mean of the two, where the spectrum is whole."""
+    partial_share: float = 1.0
+    """The same where it is partial: the ridge takes what it does not know for average."""
+    prior: Heads | None = None
+    """Another scorer's heads, whose predictions the ridge sees as features."""
+
+    def __call__(self, rows: Rows) -> Tensor:
+        """``(R, len(HEADS))`` in [0, 1], from whatever is known of the rows."""
+        partial = rows.spectrum[:, :LEVELS].isnan().any(1) & ~rows.spectrum[:, 0].isnan()
+        share = torch.where(partial, self.partial_share, self.share).unsqueeze(1)
+        return torch.lerp(self.by_ridge(rows), self.by_model(rows), share)
+
+    def by_model(self, rows: Rows) -> Tensor:
+        """What the autoencoders say on average."""
+        with torch.no_grad():
+            return torch.stack([model(rows).logits.sigmoid() for model in self.models]).mean(0)
+
+    def by_ridge(self, rows: Rows) -> Tensor:
+        """What the ridge says: the one for what is known of a row."""
+        has_spectrum = ~rows.spectrum[:, 0].isnan()
+        has_skill = ~rows.context[:, CONTEXT.index("skill")].isnan()
+        result = rows.spectrum.new_empty(len(rows), len(HEADS))
+        for name, ridge in self.ridges.items():
+            here = (has_spectrum == ("spectrum" in name)) & (has_skill == ("skill" in name))
+            if here.any():
+                result[here] = ridge(features_for(name, rows[here], self.prior)).clamp(0.0, 1.0)
+        return result
+
+
+def features_for(name: str, rows: Rows, prior: Heads | None) -> Tensor:
+    """What the ridge of a name sees of rows."""
+    known = CONTEXT if "skill" in name else _KNOWN
+    features = ridge_features(rows, spectrum="spectrum" in name, context=known)
+    return features if prior is None else torch.cat([features, prior(rows)[:, :STABILITY]], 1)
+
+
+class AeLLEScorer:
+    """Predicts from a spectrum, and what else is known of a network, how it will end.
+
+    Use :meth:`from_pretrained` for the one that comes with the package, :meth:`fit` for one of your own.
+
+    Attributes:
+        heads: Raw predictions.
+        card: What the scorer was fitted on, and how: plain values.
+    """
+
+    def __init__(
+        self,
+        heads: Heads,
+        gate: Gate,
+        baseline_gate: Gate,
+        intervals: Intervals,
+        familiarity: Familiarity,
+        card: Mapping[str, Any],
+    ) -> None:
+        self.heads, self.gate, self.baseline_gate = heads, gate, baseline_gate
+        self.intervals, self.familiarity, self.card = intervals, familiarity, dict(card)
+
+    # ---------------------------------------------------------------- scoring
+
+    def score(
+        self,
+        spectrum: LyapunovSpectrum | Tensor,
+        *,
+        architecture: str | None = None,
+        hidden_size: int | None = None,
+        updates: int | None = None,
+        performance: float | None = None,
+    ) -> AeLLEScore:
+        """Score one spectrum.
+
+        Args:
+            spectrum: A spectrum, whole or its leading part, or exponents ``(K,)`` of a whole one in the unit that the
+                scorer was fitted on (nats per step for the general one).
+            architecture: Kind of cell: ``"rnn"``, ``"gru"``, ``"lstm"``; any other name is an unknown kind, which
+                lowers the familiarity. None: not told.
+            hidden_size: Units H.
+            updates: Updates made so far.
+            performance: Performance so far, in the unit that the scorer was fitted on: the skill in [0, 1] for the
+                general one.
+
+        Raises:
+            ValueError: If an argument is out of range, or no exponent is known.
+        """
+        if hidden_size is not None and hidden_size < 1:
+            raise ValueError(f"hidden_size must be at least 1; got {hidden_size}.")
+        if updates is not None and updates < 0:
+            raise ValueError(f"updates must not be negative; got {updates}.")
+        if performance is not None and not math.isfinite(performance):
+            raise ValueError(f"performance must be finite, or None where it is not known; got {performance}.")
+        skill = None if performance is None else self._to_skill(performance)
+        row = Rows(
+            self._quantiles(spectrum).unsqueeze(0),
+            context(architecture, hidden_size, updates, skill).unsqueeze(0),
+        )
+        unknown = architecture is not None and architecture.lower() not in ARCHITECTURES
+        said = self.predict(row, torch.tensor([unknown]))
+        worst, best = self.performance_range
+        return AeLLEScore(
+            performance=worst + float(said.performance) * (best - worst),
+            low=worst + float(said.low) * (best - worst),
+            high=worst + float(said.high) * (best - worst),
+            failure_probability=float(said.failure),
+            takeoff_probability=float(said.takeoff),
+            stability=float(said.stability),
+            familiarity=float(said.familiarity),
+            latent=said.latent[0],
+            baseline=worst + float(said.baseline) * (best - worst),
+        )
+
+    def predict(self, rows: Rows, is_unknown_kind: Tensor | None = None) -> Predictions:
+        """The same for R rows at once.
+
+        Args:
+            rows: R rows.
+            is_unknown_kind: (R,) bool: known to be of a kind of cell that is none of those known; none if None.
+        """
+        if is_unknown_kind is None:
+            is_unknown_kind = torch.zeros(len(rows), dtype=torch.bool)
+        familiarity = self.familiarity(rows, is_unknown_kind)
+        baseline, blind_heads = predicted_performance(self.heads, self.baseline_gate, without_spectrum(rows))
+        seen, heads = predicted_performance(self.heads, self.gate, rows)
+        # What is unlike the bank is judged by what else is known.
+        belief = (familiarity / 0.5).clamp(max=1.0)
+        performance = torch.lerp(baseline, seen, belief)
+        heads = torch.lerp(blind_heads, heads, belief.unsqueeze(1))
+        low, high = self.intervals(performance, rows, familiarity)
+        failure = heads[:, FAILURE]
+        with torch.no_grad():
+            latent = self.heads.models[0](rows).latent
+        return Predictions(
+            performance=performance,
+            low=low,
+            high=high,
+            failure=failure,
+            takeoff=torch.minimum(heads[:, TAKEOFF], 1 - failure),
+            stability=heads[:, STABILITY],
+            familiarity=familiarity,
+            latent=latent,
+            baseline=baseline,
+        )
+
+    @property
+    def performance_range(self) -> tuple[float, float]:
+        """Performances that count as skill 0 and 1."""
+        worst, best = self.card["performance_range"]
+        return worst, best
+
+    def _to_skill(self, performance: float) -> float:
+        worst, best = self.performance_range
+        return min(max((performance - worst) / (best - worst), 0.0), 1.0)
+
+    def _quantiles(self, spectrum: LyapunovSpectrum | Tensor) -> Tensor:
+        scale = float(self.card["scale"])
+        if isinstance(spectrum, Tensor):
+            return quantiles(spectrum, scale=scale)
+        rate = spectrum.volume_rate / spectrum.dimension
+        mean = None if spectrum.complete or math.isnan(rate) else rate
+        return quantiles(spectrum.exponents, spectrum.dimension, mean, scale=scale)
+
+    # ---------------------------------------------------------------- fitting
+
+    @classmethod
+    def fit(
+        cls,
+        spectra: Sequence[Tensor],
+        performance: Sequence[float] | Tensor,
+        *,
+        architecture: str | Sequence[str | None] | None = None,
+        hidden_size: int | Sequence[int | None] | None = None,
+        updates: int | Sequence[int | None] | None = None,
+        metric: Sequence[float | None] | None = None,
+        groups: Sequence[object] | None = None,
+        seed: int = 0,
+    ) -> AeLLEScorer:
+        """Train a scorer on spectra of one's own.
+
+        Nothing needs tuning: penalties, and whether an autoencoder of its own or the pretrained one is used, follow
+        from how well networks left out are predicted. The same seed gives the same scorer.
+
+        Args:
+            spectra: Exponents of each network, ``(K,)`` of any lengths, whole spectra in any one unit.
+            performance: How well each did in the end; any unit, larger is better.
+            architecture: Kind of cell, of all or of each.
+            hidden_size: Units, of all or of each.
+            updates: Updates made when the spectrum was taken, of all or of each.
+            metric: Performance so far, when the spectrum was taken, in the unit of ``performance``.
+            groups: The network that each spectrum is of, if some are of the same: they are kept together in splits.
+            seed: Of everything random.
+
+        Raises:
+            ValueError: If there are fewer than 8 spectra, lengths differ, performances are not finite or all the same.
+        """
+        from lightning_lyapunov.aelle.training import fit_own
+
+        return fit_own(spectra, performance, architecture, hidden_size, updates, metric, groups, seed)
+
+    # ---------------------------------------------------------------- files
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file: weights, calibration, and the card as JSON in its metadata; no pickle."""
+        tensors = _written(self.heads, "heads")
+        for name, part in self._calibration().items():
+            tensors |= part.tensors(name)
+        metadata = {FORMAT: json.dumps(self.card)}  # one entry: their order would not be reproducible
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        save_file({key: value.contiguous() for key, value in tensors.items()}, path, metadata=metadata)
+        Path(path).chmod(0o644)
+
+    def _calibration(self) -> dict[str, Gate | Intervals | Familiarity]:
+        return {
+            "gate": self.gate,
+            "baseline_gate": self.baseline_gate,
+            "intervals": self.intervals,
+            "familiarity": self.familiarity,
+        }
+
+    @classmethod
+    def load(cls, path: str | Path) -> AeLLEScorer:
+        """A scorer from a file that :meth:`save` wrote; draws nothing from any random state.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is no scorer.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"path must be a file that AeLLEScorer.save wrote; there is no {path}.")
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if FORMAT not in metadata:
+                raise ValueError(f"path must be a scorer of format {FORMAT}; {path} says {', '.join(metadata)}.")
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+        return cls(
+            _read(tensors, "heads"),
+            Gate.of("gate", tensors),
+            Gate.of("baseline_gate", tensors),
+            Intervals.of("intervals", tensors),
+            Familiarity.of("familiarity", tensors),
+            json.loads(metadata[FORMAT]),
+        )
+
+    @classmethod
+    def from_pretrained(cls, name: str = "general") -> AeLLEScorer:
+        """A scorer that comes with the package: no network, no pickle, no random state.
+
+        Raises:
+            ValueError: If there is none of this name.
+        """
+        folder = files("lightning_lyapunov.aelle") / "weights"
+        if not (folder / f"{name}.safetensors").is_file():
+            there = sorted(f.name.removesuffix(".safetensors") for f in folder.iterdir() if f.name.endswith("tensors"))
+            raise ValueError(f"name must be one of {', '.join(there)}; got {name!r}.")
+        with as_file(folder / f"{name}.safetensors") as path:
+            return cls.load(path)
+
+
+def predicted_performance(heads: Heads, gate: Gate, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Predicted performance (R,), through the gate where the skill so far is known, and all heads ``(R, 4)``."""
+    said = heads(rows)
+    without = heads(without_skill(rows))[:, SKILL]
+    has_skill = ~rows.context[:, CONTEXT.index("skill")].isnan()
+    return torch.where(has_skill, gate(without, rows), without), said
+
+
+def without_skill(rows: Rows) -> Rows:
+    """The rows before anybody looked at how the networks do."""
+    known = rows.context.clone()
+    known[:, CONTEXT.index("skill")] = math.nan
+    return Rows(rows.spectrum, known)
+
+
+def without_spectrum(rows: Rows) -> Rows:
+    """The rows before anybody measured a spectrum."""
+    return Rows(torch.full_like(rows.spectrum, math.nan), rows.context)
+
+
+def _written(heads: Heads, name: str) -> dict[str, Tensor]:
+    shares = torch.tensor([heads.share, heads.partial_share])
+    tensors = {f"{name}.shares": shares} | ({} if heads.prior is None else _written(heads.prior, f"{name}.prior"))
+    for i, model in enumerate(heads.models):
+        tensors |= {f"{name}.model.{i}.{key}": value for key, value in model.state_dict().items()}
+    for kind, ridge in heads.ridges.items():
+        tensors |= ridge.tensors(f"{name}.ridge.{kind}")
+    return tensors
+
+
+def _read(tensors: Mapping[str, Tensor], name: str) -> Heads:
+    models: list[AeLLE] = []
+    while any(key.startswith(prefix := f"{name}.model.{len(models)}.") for key in tensors):
+        state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        models.append(AeLLE.from_state(state))
+    share, partial_share = tensors[f"{name}.shares"].tolist()
+    return Heads(
+        models,
+        {kind: Ridge.of(f"{name}.ridge.{kind}", tensors) for kind in RIDGES},
+        share,
+        partial_share,
+        _read(tensors, f"{name}.prior") if f"{name}.prior.shares" in tensors else None,
+    )
