@@ -14,10 +14,10 @@ HELD   := 'torch==2.13.0' 'editables~=0.3'
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # two installs into one environment would trip over each other
-.PHONY: help demo bank test slow lint format constraints clean
+.PHONY: help demo bank bank-report test slow lint format constraints clean
 
 help:         ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+: .*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+: .*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/demo.stamp         ## train on handwritten digits and watch the Lyapunov spectrum
 	$(VENV)/bin/python examples/digits.py $(ARGS)
@@ -25,11 +25,15 @@ demo: $(VENV)/demo.stamp         ## train on handwritten digits and watch the Ly
 bank: $(VENV)/bank.stamp         ## train the bank's networks: hours; interrupted it goes on; or nohup make bank &
 	$(RUN) lightning_lyapunov.bank $(if $(filter --smoke,$(ARGS)),$(TRIAL),$(BANK)) $(ARGS)
 
+bank-report: $(VENV)/bank.stamp  ## fit the scorer on the bank, evaluate it and write the report: minutes
+	$(RUN) lightning_lyapunov.bank.report lightning_lyapunov/bank/bank.safetensors \
+	  --weights lightning_lyapunov/aelle/weights/general.safetensors --page docs/bank-report.md --picture docs/bank-report.png
+
 TRIAL  := runs/bank/smoke
 BANK   := runs/bank/records --compact lightning_lyapunov/bank/bank.safetensors
 
 # These matrices are too small to share out: a few threads on a busy machine take five times as long as one.
-bank test slow: export OMP_NUM_THREADS ?= 1
+bank bank-report test slow: export OMP_NUM_THREADS ?= 1
 
 test: $(VENV)/test.stamp         ## run the tests, those that take seconds
 	$(RUN) pytest $(ARGS)

@@ -1,5 +1,6 @@
 """What a user installs: the wheel, what it asks for, and mathematics that needs torch alone."""
 
+import hashlib
 import json
 import math
 import os
@@ -37,6 +38,19 @@ with torch.no_grad():
     gru.bias_ih_l0[3:6] = 1.0  # b, the bias of the update gate
 spectrum = lightning_lyapunov.lyapunov_spectrum(gru, torch.zeros(20, 2, 1))
 print(json.dumps([lightning_lyapunov.__file__, spectrum.exponents.tolist()]))
+"""
+
+# A scorer that reached for the network or for pickle would fail here.
+SCORE = """
+import json, pickle, socket, torch
+def refuse(*args, **kwargs): raise AssertionError("a scorer comes from the wheel alone")
+socket.socket = socket.create_connection = pickle.load = pickle.loads = pickle.Unpickler = refuse
+import lightning_lyapunov
+before = torch.random.get_rng_state()
+scorer = lightning_lyapunov.AeLLEScorer.from_pretrained()
+score = scorer.score(torch.linspace(-0.05, -2.0, 32), architecture="gru", hidden_size=32, updates=0)
+assert torch.equal(before, torch.random.get_rng_state())
+print(json.dumps([lightning_lyapunov.__file__, score.low, score.performance, score.high, score.familiarity]))
 """
 
 
@@ -97,6 +111,25 @@ def test_installed_wheel_measures_a_known_spectrum(user: Path) -> None:
     file, exponents = json.loads(run(user, "-I", "-c", MEASURE, cwd=user.parent))
     assert Path(file).is_relative_to(user.parents[1])
     assert exponents == pytest.approx([-math.log1p(math.exp(-1.0))] * 3, rel=1e-6)
+
+
+def test_installed_wheel_scores_a_spectrum_offline(user: Path) -> None:
+    file, low, performance, high, familiarity = json.loads(run(user, "-I", "-c", SCORE, cwd=user.parent))
+    assert Path(file).is_relative_to(user.parents[1])
+    assert 0 <= low <= performance <= high <= 1
+    assert familiarity > 0.5
+
+
+def test_weights_and_bank_are_small_enough_to_ship(wheel: zipfile.ZipFile) -> None:
+    sizes = {info.filename: info.file_size for info in wheel.infolist()}
+    assert sizes["lightning_lyapunov/aelle/weights/general.safetensors"] < 5e6
+    assert sizes["lightning_lyapunov/bank/bank.safetensors"] < 6e6
+
+
+def test_card_names_the_weights_beside_it(wheel: zipfile.ZipFile) -> None:
+    weights = wheel.read("lightning_lyapunov/aelle/weights/general.safetensors")
+    card = wheel.read("lightning_lyapunov/aelle/weights/general.md").decode()
+    assert hashlib.sha256(weights).hexdigest() in card
 
 
 def test_installing_replaces_no_dependency(user: Path) -> None:

@@ -1,0 +1,290 @@
+"""The autoencoder and the ridge: against what must not matter, least squares by torch, and spectra made of one number."""
+
+import copy
+import math
+from typing import NamedTuple
+
+import pytest
+import torch
+from scipy.stats import spearmanr
+from systems import noise
+from torch import Tensor
+
+from lightning_lyapunov.aelle.autoencoder import HEADS, AeLLE
+from lightning_lyapunov.aelle.features import ARCHITECTURES, CONTEXT, HAND, LEVELS, Rows, context, hand_features
+from lightning_lyapunov.aelle.fitting import Ridge, fit_autoencoder, forget, ridge_features, targets
+
+NAN = math.nan
+
+
+def drawn(count: int, seed: int = 0) -> Rows:
+    """Rows of which everything is known."""
+    values = noise(count, LEVELS + 1 + len(CONTEXT), seed=seed).float()
+    return Rows(values[:, : LEVELS + 1].sort(1, descending=True).values, values[:, LEVELS + 1 :])
+
+
+def one_parameter(t: Tensor) -> Rows:
+    """Spectra that fall from 2t to t − 4: everything follows from t."""
+    p = torch.linspace(0.0, 1.0, LEVELS + 1)
+    return Rows(2 * t.unsqueeze(1) - (4 + t.unsqueeze(1)) * p, context("gru", 32, 40).repeat(len(t), 1))
+
+
+class Fitted(NamedTuple):
+    model: AeLLE
+    fresh: Rows
+    t: Tensor
+    left_random_state: bool
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Fitted:
+    """An autoencoder of spectra made of t, with a skill of 0.1 + 0.8 t that is told; and spectra not seen."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model, t = AeLLE(4, 32), torch.rand(200)
+        rows = one_parameter(t)
+        model.normalise(rows)
+        before = torch.get_rng_state()
+        fit_autoencoder(model, rows, targets(0.1 + 0.8 * t), torch.ones(200), seed=0, steps=250, rate=5e-3)
+        fresh = torch.linspace(0.02, 0.98, 60)
+        return Fitted(model, one_parameter(fresh), fresh, torch.equal(torch.get_rng_state(), before))
+
+
+# ------------------------------------------------------------------ the autoencoder
+
+
+def test_shapes_are_those_of_the_docstring() -> None:
+    output = AeLLE(5, 16)(drawn(7))
+    assert [tuple(part.shape) for part in output] == [(7, 5), (7, LEVELS + 1), (7, len(HEADS))]
+
+
+def test_weights_of_unknown_values_do_not_matter() -> None:
+    """What multiplies them is scrambled, and nothing changes."""
+    rows = drawn(6)
+    rows.spectrum[:, 10:] = NAN
+    rows.context[:, 1:4] = NAN
+    model = AeLLE().eval()
+    model.normalise(drawn(20, seed=1))
+    scrambled = copy.deepcopy(model)
+    with torch.no_grad():
+        scrambled.encoder[0].weight[:, 10 : LEVELS + 1] = 1e3
+        scrambled.heads[0].weight[:, model.decoder[0].in_features + 1 : model.decoder[0].in_features + 4] = 1e3
+    for ours, theirs in zip(model(rows), scrambled(rows), strict=True):
+        assert ours.isfinite().all()
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_unknown_is_not_the_same_as_average() -> None:
+    model, rows = AeLLE().eval(), drawn(3)
+    rows.spectrum[:, 4] = model.centre[4]
+    hidden = rows.spectrum.clone()
+    hidden[:, 4] = NAN
+    latent = model(Rows(hidden, rows.context)).latent
+    assert not torch.allclose(latent, model(rows).latent, atol=1e-4)
+
+
+def test_rows_do_not_see_each_other() -> None:
+    model, rows = AeLLE().eval(), drawn(6)
+    rows.spectrum[2, 5:] = NAN
+    for whole, alone in zip(model(rows), model(rows[torch.tensor([4])]), strict=True):
+        torch.testing.assert_close(whole[4:5], alone)
+
+
+def test_normalise_takes_mean_and_deviation_of_what_is_known() -> None:
+    rows = drawn(3)
+    rows.spectrum[:, 0] = torch.tensor([1.0, 3.0, NAN])
+    rows.spectrum[:, 1] = 7.0
+    rows.spectrum[:, 2] = NAN
+    model = AeLLE()
+    model.normalise(rows)
+    torch.testing.assert_close(model.centre[:3], torch.tensor([2.0, 7.0, 0.0]))
+    torch.testing.assert_close(model.spread[:3], torch.tensor([1.0, 0.1, 0.1]))
+    torch.testing.assert_close(model.spread[5], rows.spectrum[:, 5].std(correction=0))
+
+
+def test_from_state_gives_the_same_model_and_draws_nothing() -> None:
+    model = AeLLE(3, 16).eval()
+    model.normalise(drawn(9))
+    before = torch.get_rng_state()
+    made = AeLLE.from_state(model.state_dict())
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not made.training and not any(p.requires_grad for p in made.parameters())
+    assert made.state_dict().keys() == model.state_dict().keys()
+    for ours, theirs in zip(made(drawn(4)), model(drawn(4)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+# ------------------------------------------------------------------ fitting it
+
+
+def test_spectra_made_of_one_number_are_reconstructed(fitted: Fitted) -> None:
+    with torch.no_grad():
+        made = fitted.model(fitted.fresh).reconstruction
+    error = (made - fitted.fresh.spectrum) / fitted.model.spread
+    assert float(error.square().mean().sqrt()) < 0.2
+
+
+def test_a_skill_that_the_spectrum_decides_is_predicted(fitted: Fitted) -> None:
+    with torch.no_grad():
+        said = fitted.model(fitted.fresh).logits[:, HEADS.index("skill")].sigmoid()
+    assert spearmanr(said, fitted.t).statistic > 0.95
+    assert float((said - (0.1 + 0.8 * fitted.t)).abs().mean()) < 0.1
+    assert not fitted.model.training
+
+
+def test_fitting_leaves_the_random_state_alone(fitted: Fitted) -> None:
+    assert fitted.left_random_state
+
+
+def fit_briefly(seed: int) -> list[Tensor]:
+    torch.manual_seed(5)
+    model = AeLLE(2, 8)
+    torch.manual_seed(seed + 17)  # must not matter
+    t = torch.linspace(0, 1, 12)
+    fit_autoencoder(model, one_parameter(t), targets(t), torch.ones(12), seed=seed, steps=4)
+    return list(model.parameters())
+
+
+def test_same_seed_same_weights_and_another_seed_others() -> None:
+    same, again, other = fit_briefly(0), fit_briefly(0), fit_briefly(1)
+    assert all(torch.equal(a, b) for a, b in zip(same, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(same, other, strict=True))
+
+
+def test_no_random_state_of_a_gpu_is_touched_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    t = torch.linspace(0, 1, 12)
+    model = AeLLE(2, 8)
+    fit_autoencoder(model, one_parameter(t), targets(t), torch.ones(12), seed=3, steps=2)
+    assert seeded == []
+
+
+def test_heads_without_targets_are_not_moved() -> None:
+    """The last layer has a row of weights for each head; without weight decay a head with NaN targets keeps its own."""
+    model, t = AeLLE(2, 8), torch.linspace(0, 1, 12)
+    before = model.heads[3].bias.detach().clone()
+    fit_autoencoder(model, one_parameter(t), targets(t), torch.ones(12), steps=4)
+    moved = (model.heads[3].bias.detach() - before * (1 - 0)).abs() > 1e-4
+    assert moved.tolist() == [True, True, True, False]
+
+
+def test_rows_without_weight_are_not_seen() -> None:
+    t = torch.linspace(0, 1, 12)
+    weights = torch.cat([torch.ones(8), torch.zeros(4)])
+    results = []
+    for rubbish in (1.0, 50.0):
+        rows = one_parameter(t)
+        rows.spectrum[8:] = rubbish
+        torch.manual_seed(5)
+        model = AeLLE(2, 8)
+        results.append(fit_autoencoder(model, rows, targets(t), weights, steps=3).state_dict())
+    for key, value in results[0].items():
+        torch.testing.assert_close(value, results[1][key], rtol=0, atol=0)
+
+
+def test_forget_hides_and_never_changes() -> None:
+    rows = drawn(2000)
+    rows.spectrum[:500, 20:LEVELS] = NAN
+    rows.context[::7, 3] = NAN
+    left = forget(rows, torch.Generator().manual_seed(0))
+    for before, after in ((rows.spectrum, left.spectrum), (rows.context, left.context)):
+        kept = ~after.isnan()
+        assert torch.equal(after[kept], before[kept])
+        assert not (kept & before.isnan()).any()
+
+
+def test_forget_hides_tails_whole_spectra_and_kinds_together() -> None:
+    rows = drawn(4000)
+    left = forget(rows, torch.Generator().manual_seed(0))
+    levels = left.spectrum[:, :LEVELS].isnan()
+    assert (levels[:, 1:] >= levels[:, :-1]).all()  # once hidden, hidden to the end
+    kinds = left.context[:, : len(ARCHITECTURES)].isnan()
+    assert (kinds == kinds[:, :1]).all()
+    everything = float(left.spectrum.isnan().all(1).float().mean())
+    assert 0.13 < everything < 0.19  # 0.15, and the shortest tails
+    assert 0.45 < float(left.context[:, CONTEXT.index("skill")].isnan().float().mean()) < 0.55
+    assert not rows.spectrum.isnan().any() and not rows.context.isnan().any()
+
+
+def test_targets_by_their_thresholds() -> None:
+    made = targets(torch.tensor([0.0, 0.05, 0.2, 0.5, 1.0]), torch.tensor([1.0, 0.0, NAN, 1.0, 0.0]))
+    assert made[:, 0].tolist() == pytest.approx([0.0, 0.05, 0.2, 0.5, 1.0])
+    assert made[:, 1].tolist() == [1, 1, 0, 0, 0]
+    assert made[:, 2].tolist() == [0, 0, 0, 1, 1]
+    torch.testing.assert_close(made[:, 3], torch.tensor([1.0, 0.0, NAN, 1.0, 0.0]), equal_nan=True)
+    assert targets(torch.tensor([0.1, 0.3]))[:, 1:3].tolist() == [[0, 0], [0, 0]]
+    assert targets(torch.tensor([0.5]))[0, 3].isnan()
+
+
+# ------------------------------------------------------------------ the ridge
+
+
+def test_ridge_without_penalty_is_least_squares() -> None:
+    """Against torch.linalg.lstsq on rows multiplied by the roots of their weights."""
+    values = noise(60, 6, seed=3)
+    x, y, w = 3 * values[:, :4] + 1, values[:, 4:], noise(60, seed=4).abs() + 0.1
+    root = w.sqrt().unsqueeze(1)
+    design = torch.cat([x, torch.ones(60, 1, dtype=torch.float64)], 1)
+    expected = design @ torch.linalg.lstsq(root * design, root * y).solution
+    fitted = Ridge.fit(x.float(), y.float(), w.float(), penalty=1e-9)
+    torch.testing.assert_close(fitted(x.float()).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_ridge_weight_of_two_is_the_row_twice() -> None:
+    x, y = noise(20, 3, seed=1).float(), noise(20, 1, seed=2).float()
+    twice = torch.cat([torch.arange(20), torch.arange(5)])
+    w = torch.cat([torch.full((5,), 2.0), torch.ones(15)])
+    ours, theirs = Ridge.fit(x, y, w, 1e-9), Ridge.fit(x[twice], y[twice], torch.ones(25), 1e-9)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+
+
+def test_ridge_with_all_the_penalty_is_the_weighted_mean() -> None:
+    x, y, w = noise(30, 2).float(), noise(30, 1, seed=1).float(), noise(30, seed=2).abs().float()
+    expected = (w.unsqueeze(1) * y).sum() / w.sum()
+    said = Ridge.fit(x, y, w, penalty=1e9)(x)
+    torch.testing.assert_close(said, expected.expand(30, 1), rtol=1e-4, atol=1e-5)
+
+
+def test_features_that_are_not_known_count_as_average() -> None:
+    x, y = noise(40, 3, seed=5).float(), noise(40, 1, seed=6).float()
+    holes = x.clone()
+    holes[:10, 1] = NAN
+    filled = holes.clone()
+    filled[:10, 1] = holes[10:, 1].mean()
+    fitted = Ridge.fit(holes, y, torch.ones(40), 1.0)
+    torch.testing.assert_close(fitted(holes), fitted(filled))
+    torch.testing.assert_close(fitted.centre[1], x[10:, 1].mean())
+    torch.testing.assert_close(fitted.spread[1], x[10:, 1].std(correction=0))
+    assert fitted(torch.full((1, 3), NAN)).isfinite().all()
+    nothing = Ridge.fit(torch.full((5, 2), NAN), y[:5], torch.ones(5))
+    torch.testing.assert_close(nothing(torch.tensor([[3.0, -5.0]]))[0, 0], y[:5].mean())
+
+
+def test_wanted_values_that_are_not_known_count_as_average() -> None:
+    x, y = noise(30, 2, seed=5).float(), noise(30, 2, seed=6).float()
+    y[::3, 1] = NAN
+    filled = torch.where(y.isnan(), y[:, 1][~y[:, 1].isnan()].mean(), y)
+    torch.testing.assert_close(Ridge.fit(x, y, torch.ones(30))(x), Ridge.fit(x, filled, torch.ones(30))(x))
+
+
+@pytest.mark.parametrize("value", [0.7, -4.3, 1e3])
+def test_a_feature_that_never_varied_does_not_matter_when_it_does(value: float) -> None:
+    """It says nothing of the rows that were fitted on, so nothing follows from it."""
+    x, y = noise(30, 2, seed=5).float(), noise(30, 1, seed=6).float()
+    x[:, 1] = value
+    fitted = Ridge.fit(x, y, torch.full((30,), 0.3))
+    moved = x.clone()
+    moved[:, 1] += 1.0
+    torch.testing.assert_close(fitted(moved), fitted(x), rtol=0, atol=1e-3)
+
+
+def test_ridge_features_are_context_hand_features_and_their_products() -> None:
+    rows = Rows(drawn(3).spectrum, torch.stack([context("gru", 64, 90, 0.5), context("rnn", 16, 0), context()]))
+    hand, size = hand_features(rows.spectrum), ridge_features(rows, spectrum=False, context=("log_size",))
+    torch.testing.assert_close(size[:, 0], rows.context[:, 3], equal_nan=True)
+    whole = ridge_features(rows)
+    assert whole.shape == (3, len(CONTEXT) + 5 * len(HAND))
+    parts = whole[:, len(CONTEXT) :].split(len(HAND), 1)
+    expected = [hand, *(hand * rows.context[:, [CONTEXT.index(n)]] for n in (*ARCHITECTURES, "log_updates"))]
+    torch.testing.assert_close(list(parts), expected, rtol=0, atol=0, equal_nan=True)
