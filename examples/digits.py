@@ -83,7 +83,7 @@ def quiet() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
-COLUMNS = "   λ_max ± stderr   near 0   λ > 0   KY dim   horizon"
+COLUMNS = "   λ_max ± stderr   near 0   λ > 0   KY dim   horizon   predicted skill    "
 
 
 def figures(measurement: Measurement) -> str:
@@ -91,7 +91,9 @@ def figures(measurement: Measurement) -> str:
     m = {key.removeprefix("lyapunov/"): value for key, value in measurement.metrics.items()}
     largest = f"{m['max']:+.3f} ± {m['max_stderr']:.3f}"
     shares = f"{m['near_zero_fraction']:>6.1%}  {m['unstable_fraction']:>6.1%}"
-    return f"{largest:>17}   {shares}   {m['kaplan_yorke_dimension']:>6.1f}   {m['gradient_horizon']:>7.1f}"
+    predicted = f"{m['aelle/performance']:.2f} ({m['aelle/performance_low']:.2f} to {m['aelle/performance_high']:.2f})"
+    numbers = f"{m['kaplan_yorke_dimension']:>6.1f}   {m['gradient_horizon']:>7.1f}"
+    return f"{largest:>17}   {shares}   {numbers}   {predicted:<19}"
 
 
 class PrintEpochs(pl.Callback):
@@ -140,8 +142,10 @@ def main() -> None:
     pl.seed_everything(args.seed, verbose=False)
     train, val = read_digits()
 
-    # All exponents, every epoch; what they predict is the subject of the other examples.
-    lyapunov = LyapunovSpectrumCallback(k=None, max_overhead=None, num_sequences=32, scorer=None)
+    # All exponents, every epoch; the scorer is told the accuracy so far, which by chance is a tenth.
+    lyapunov = LyapunovSpectrumCallback(
+        k=None, max_overhead=None, num_sequences=32, performance="val/accuracy", performance_range=(0.1, 1.0)
+    )
     name = args.cell if args.gain is None else f"{args.cell}-gain-{args.gain:g}"
     logger = TensorBoardLogger(args.logdir, name=name)
     trainer = pl.Trainer(

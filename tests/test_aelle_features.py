@@ -62,13 +62,13 @@ def test_squash_is_the_formula_of_the_docstring() -> None:
 
 @pytest.mark.parametrize("dimension", [LEVELS, 2 * LEVELS, 640, 1000])
 def test_quantiles_of_a_line_are_the_line(dimension: int) -> None:
-    """λ = 1 − 2p at the middle p of each direction's share of the state, hence at every p in between.
+    """λ = 3 − 2p at the middle p of each direction's share of the state, hence at every p in between.
 
     Positive, so that between two exponents the logarithm bends it little.
     """
     line = 3.0 - 2.0 * (torch.arange(dimension, dtype=torch.float64) + 0.5) / dimension
     seen = quantiles(line)
-    torch.testing.assert_close(unsquashed(seen[:-1]), 3.0 - 2.0 * SHARES, rtol=1e-4, atol=0)
+    torch.testing.assert_close(unsquashed(seen[:-1]), 3.0 - 2.0 * SHARES, rtol=2e-4, atol=0)
     assert seen.shape == (LEVELS + 1,) and seen.dtype == torch.float32
     assert float(unsquashed(seen[-1])) == pytest.approx(2.0, rel=1e-5)
 
@@ -156,8 +156,8 @@ def test_exponents_of_which_none_is_known_are_refused() -> None:
 
 def test_context_worked_by_hand() -> None:
     known = context("GRU", 128, 90, 0.25)
-    expected = {"rnn": 0.0, "gru": 1.0, "lstm": 0.0, "log_size": math.log(4), "log_updates": math.log(10), "skill": 0.25}
-    assert dict(zip(CONTEXT, known.tolist(), strict=True)) == pytest.approx(expected)
+    assert CONTEXT == ("rnn", "gru", "lstm", "log_size", "log_updates", "skill")
+    assert known.tolist() == pytest.approx([0.0, 1.0, 0.0, math.log(4), math.log(10), 0.25])
 
 
 @pytest.mark.parametrize("name", [None, "", "antisymmetric", "gru2"])

@@ -1,4 +1,4 @@
-"""The autoencoder and the ridge: against what must not matter, least squares by torch, and spectra made of one number."""
+"""The autoencoder and the ridge: against what must not matter, least squares by torch, spectra made of one number."""
 
 import copy
 import math
@@ -95,6 +95,7 @@ def test_normalise_takes_mean_and_deviation_of_what_is_known() -> None:
     rows.spectrum[:, 0] = torch.tensor([1.0, 3.0, NAN])
     rows.spectrum[:, 1] = 7.0
     rows.spectrum[:, 2] = NAN
+    rows.spectrum[:, 5] *= 10
     model = AeLLE()
     model.normalise(rows)
     torch.testing.assert_close(model.centre[:3], torch.tensor([2.0, 7.0, 0.0]))
@@ -161,12 +162,23 @@ def test_no_random_state_of_a_gpu_is_touched_either(monkeypatch: pytest.MonkeyPa
 
 
 def test_heads_without_targets_are_not_moved() -> None:
-    """The last layer has a row of weights for each head; without weight decay a head with NaN targets keeps its own."""
+    """The last layer has a bias for each head; that of a head with NaN targets keeps its own."""
     model, t = AeLLE(2, 8), torch.linspace(0, 1, 12)
     before = model.heads[3].bias.detach().clone()
     fit_autoencoder(model, one_parameter(t), targets(t), torch.ones(12), steps=4)
-    moved = (model.heads[3].bias.detach() - before * (1 - 0)).abs() > 1e-4
+    moved = (model.heads[3].bias.detach() - before).abs() > 1e-4
     assert moved.tolist() == [True, True, True, False]
+
+
+def test_what_is_not_known_need_not_be_reconstructed() -> None:
+    """The decoder has a bias for each level; those of levels that no row knows keep theirs."""
+    model, t = AeLLE(2, 8), torch.linspace(0, 1, 12)
+    rows = one_parameter(t)
+    rows.spectrum[:, 20:LEVELS] = NAN
+    before = model.decoder[2].bias.detach().clone()
+    fit_autoencoder(model, rows, targets(t), torch.ones(12), steps=4)
+    moved = (model.decoder[2].bias.detach() - before).abs() > 1e-4
+    assert moved.tolist() == [True] * 20 + [False] * (LEVELS - 20) + [True]
 
 
 def test_rows_without_weight_are_not_seen() -> None:

@@ -55,7 +55,7 @@ class Gate(Tensors):
         """
         known = ~rows.context[:, CONTEXT.index("skill")].isnan()
         if int(known.sum()) < 5:  # nothing to learn from: the skill so far will not count
-            return Gate(*(torch.full((len(KNOTS),), math.nan) for _ in range(3)))
+            return Gate(*(prediction.new_full((len(KNOTS),), math.nan) for _ in range(3)))
         prediction, rows, skill, groups, weights = (
             prediction[known], rows[known], skill[known], groups[known], weights[known],
         )  # fmt: skip
@@ -71,7 +71,7 @@ class Gate(Tensors):
             a, b = _logistic(_combined(p, s, torch.tensor(trust[-1])), y, weights[near])
             offset.append(a)
             slope.append(b)
-        return Gate(torch.tensor(trust), torch.tensor(offset), torch.tensor(slope))
+        return Gate(*(torch.tensor(values, dtype=prediction.dtype) for values in (trust, offset, slope)))
 
     def __call__(self, prediction: Tensor, rows: Rows) -> Tensor:
         """Performance (R,); the prediction itself for rows that do not know their skill so far."""
@@ -97,11 +97,11 @@ class Intervals(Tensors):
     @staticmethod
     def fit(prediction: Tensor, rows: Rows, skill: Tensor) -> Intervals:
         """Fit on rows of every state of knowledge that is wanted; states without rows get the widest interval."""
-        tails = torch.tensor([(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
+        tails = torch.tensor([(1 - COVERAGE) / 2, (1 + COVERAGE) / 2], dtype=skill.dtype)
         place, known = _place(rows).round().long(), knowledge(rows)
         error = skill - prediction
         spread = skill.quantile(tails)
-        table = torch.empty(8, len(KNOTS), BINS, 2)
+        table = skill.new_empty(8, len(KNOTS), BINS, 2)
         for state in range(8):
             here = known == state
             for knot in range(len(KNOTS)):
@@ -179,7 +179,7 @@ class Familiarity(Tensors):
         nearest = apart.topk(min(NEIGHBOURS, max(len(reference) - 1, 1)), largest=False).values.mean(1)
         size = rows.context[:, CONTEXT.index("log_size")]
         known = size[~size.isnan()]
-        sizes = torch.stack([known.min(), known.max()]) if len(known) else torch.tensor([-math.inf, math.inf])
+        sizes = torch.stack([known.min(), known.max()]) if len(known) else size.new_tensor([-math.inf, math.inf])
         return Familiarity(centre, components, reference, nearest.sort().values, sizes)
 
     def __call__(self, rows: Rows, is_unknown_kind: Tensor) -> Tensor:
@@ -187,23 +187,24 @@ class Familiarity(Tensors):
 
         1 for spectra such as most of the bank's, below where fewer than a tenth of them are as isolated, 0 for what
         is more isolated than any; halved for every doubling of the size beyond those known, a quarter for a kind of
-        cell that is none of those known. What a partial spectrum does not say is taken to be ordinary.
+        cell that is none of those known; 0 where there is no spectrum. Unknown parts of one are taken to be ordinary.
         """
         seen = torch.where(rows.spectrum.isnan(), self.centre, rows.spectrum)
         there = (seen - self.centre) @ self.components
         count = min(NEIGHBOURS, len(self.reference))
         distance = torch.cdist(there, self.reference).topk(count, largest=False).values.mean(1)
-        farther = 1 - torch.searchsorted(self.distances, distance) / len(self.distances)
+        farther = 1 - torch.searchsorted(self.distances, distance).to(distance.dtype) / len(self.distances)
         size = rows.context[:, CONTEXT.index("log_size")]
         beyond = torch.maximum(self.sizes[0] - size, size - self.sizes[1]).clamp(min=0).nan_to_num()
         ordinary = (farther / 0.1).clamp(max=1.0) * torch.exp2(-beyond / math.log(2))
-        return torch.where(rows.spectrum.isnan().all(1), 0.0, ordinary) * torch.where(is_unknown_kind, 0.25, 1.0)
+        ordinary = torch.where(is_unknown_kind, 0.25 * ordinary, ordinary)
+        return torch.where(rows.spectrum.isnan().all(1), 0.0, ordinary)
 
 
 def _place(rows: Rows) -> Tensor:
     """(R,) where the updates lie among the knots, in [0, knots - 1]; unknown counts as one epoch."""
     logs = rows.context[:, CONTEXT.index("log_updates")]
-    marks = torch.tensor([math.log1p(knot / 10) for knot in KNOTS])
+    marks = torch.tensor([math.log1p(knot / 10) for knot in KNOTS], dtype=logs.dtype)
     logs = torch.where(logs.isnan(), marks[2], logs).clamp(marks[0], marks[-1])
     before = (torch.searchsorted(marks, logs, right=True) - 1).clamp(0, len(KNOTS) - 2)
     return before + (logs - marks[before]) / (marks[before + 1] - marks[before])

@@ -58,7 +58,7 @@ def fit_autoencoder(
     size = min(BATCH, 4 * len(rows))
     model.train()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # for dropout
+        torch.default_generator.manual_seed(seed)  # for dropout; torch.manual_seed would seed the GPUs too
         for _ in range(steps):
             chosen = torch.multinomial(weights, size, replacement=True, generator=generator)
             batch = rows[chosen]

@@ -83,13 +83,22 @@ class Heads:
     def __call__(self, rows: Rows) -> Tensor:
         """``(R, len(HEADS))`` in [0, 1], from whatever is known of the rows."""
         partial = rows.spectrum[:, :LEVELS].isnan().any(1) & ~rows.spectrum[:, 0].isnan()
-        share = torch.where(partial, self.partial_share, self.share).unsqueeze(1)
+        share = torch.where(partial, self.partial_share, self.share).unsqueeze(1).to(rows.spectrum.dtype)
         return torch.lerp(self.by_ridge(rows), self.by_model(rows), share)
 
     def by_model(self, rows: Rows) -> Tensor:
         """What the autoencoders say on average."""
         with torch.no_grad():
             return torch.stack([model(rows).logits.sigmoid() for model in self.models]).mean(0)
+
+    def completed(self, rows: Rows) -> Rows:
+        """The rows with what a partial spectrum does not say as an autoencoder reconstructs it."""
+        unknown = rows.spectrum.isnan()
+        if not unknown.any():
+            return rows
+        with torch.no_grad():
+            made = self.models[0](rows).reconstruction
+        return Rows(torch.where(unknown & ~unknown.all(1, keepdim=True), made, rows.spectrum), rows.context)
 
     def by_ridge(self, rows: Rows) -> Tensor:
         """What the ridge says: the one for what is known of a row."""
@@ -193,7 +202,7 @@ class AeLLEScorer:
         """
         if is_unknown_kind is None:
             is_unknown_kind = torch.zeros(len(rows), dtype=torch.bool)
-        familiarity = self.familiarity(rows, is_unknown_kind)
+        familiarity = self.familiarity(self.heads.completed(rows), is_unknown_kind)
         baseline, blind_heads = predicted_performance(self.heads, self.baseline_gate, without_spectrum(rows))
         seen, heads = predicted_performance(self.heads, self.gate, rows)
         # What is unlike the bank is judged by what else is known.
@@ -231,7 +240,8 @@ class AeLLEScorer:
         if isinstance(spectrum, Tensor):
             return quantiles(spectrum, scale=scale)
         rate = spectrum.volume_rate / spectrum.dimension
-        mean = None if spectrum.complete or math.isnan(rate) else rate
+        # One dead direction makes the rate -inf; a whole spectrum is seen with it at the floor, this one with no mean.
+        mean = None if spectrum.complete or not math.isfinite(rate) else rate
         return quantiles(spectrum.exponents, spectrum.dimension, mean, scale=scale)
 
     # ---------------------------------------------------------------- fitting
@@ -280,7 +290,8 @@ class AeLLEScorer:
             tensors |= part.tensors(name)
         metadata = {FORMAT: json.dumps(self.card)}  # one entry: their order would not be reproducible
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        save_file({key: value.contiguous() for key, value in tensors.items()}, path, metadata=metadata)
+        # Cloned, since a scorer of one's own may use the very tensors of its prior, which safetensors refuses.
+        save_file({key: value.contiguous().clone() for key, value in tensors.items()}, path, metadata=metadata)
         Path(path).chmod(0o644)
 
     def _calibration(self) -> dict[str, Gate | Intervals | Familiarity]:
@@ -324,7 +335,8 @@ class AeLLEScorer:
         """
         folder = files("lightning_lyapunov.aelle") / "weights"
         if not (folder / f"{name}.safetensors").is_file():
-            there = sorted(f.name.removesuffix(".safetensors") for f in folder.iterdir() if f.name.endswith("tensors"))
+            found = [f.name for f in folder.iterdir()] if folder.is_dir() else []
+            there = sorted(f.removesuffix(".safetensors") for f in found if f.endswith(".safetensors"))
             raise ValueError(f"name must be one of {', '.join(there)}; got {name!r}.")
         with as_file(folder / f"{name}.safetensors") as path:
             return cls.load(path)

@@ -124,8 +124,8 @@ def new_autoencoders(
     models = []
     for member in range(seed, seed + count):
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(member)
-            model = AeLLE(latent_size)
+            torch.default_generator.manual_seed(member)  # torch.manual_seed would seed the GPUs too
+            model = AeLLE(latent_size).to(rows.spectrum.dtype)
         model.normalise(rows)
         models.append(fit_autoencoder(model, rows, wanted, weights, seed=member, steps=steps))
     return models
@@ -173,12 +173,15 @@ def fit_own(
         torch.stack([context(*facts) for facts in known]),
     )
     names = list(range(count)) if groups is None else each("groups", list(groups))
+    if len(set(names)) < 2:
+        raise ValueError(f"groups must name at least 2 networks, or none can be left out; got {len(set(names))}.")
+    skill = ((ends - worst) / (best - worst)).float()
     general = AeLLEScorer.from_pretrained()
     return fit_scorer(
         rows,
-        ((ends - worst) / (best - worst)).float(),
-        torch.full((count,), math.nan),
-        torch.ones(count),
+        skill,
+        torch.full_like(skill, math.nan),
+        torch.ones_like(skill),
         torch.zeros(count, dtype=torch.long),
         _folds(names, torch.Generator().manual_seed(seed)),
         {"name": "own", "networks": len(set(names)), "performance_range": [worst, best], "scale": scale, "seed": seed},
