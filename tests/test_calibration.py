@@ -72,7 +72,7 @@ def test_gate_without_trust_ranks_exactly_by_the_skill_so_far() -> None:
 
 def test_gate_is_the_formula_of_the_docstring() -> None:
     said = gate_of(0.4, offset=-1.0, slope=3.0)(torch.tensor([0.5]), rows_of(1, skill=torch.tensor([0.2])))
-    assert float(said) == pytest.approx(1 / (1 + math.exp(1 - 3 * (0.2 + 0.4 * 0.8**4 * 0.5))))
+    assert float(said) == pytest.approx(1 / (1 + math.exp(1 - 3 * (0.2 + 0.4 * 0.8**2 * 0.5))))
 
 
 def test_gate_that_was_not_fitted_returns_the_prediction() -> None:
@@ -311,3 +311,18 @@ def test_parts_are_written_and_read_under_their_name(familiarity: Familiarity) -
     assert set(written) == {f"here.{key}" for key in ("centre", "components", "reference", "distances", "sizes")}
     for key, value in Familiarity.of("here", written).tensors("here").items():
         assert torch.equal(value, written[key])
+
+
+def test_familiarity_grows_with_rows_that_join() -> None:
+    """Five networks far from the bank make a sixth like them ordinary; the others stay as familiar as they were."""
+    generator = torch.Generator().manual_seed(0)
+    spectra = torch.randn(300, LEVELS + 1, generator=generator)
+    bank = Rows(spectra, torch.full((300, len(CONTEXT)), NAN))
+    far = Rows(30 + 0.1 * torch.randn(6, LEVELS + 1, generator=generator), torch.full((6, len(CONTEXT)), NAN))
+    alone = Familiarity.fit(bank, torch.Generator().manual_seed(0))
+    joined = alone.joined_by(far[torch.arange(5)])
+    unknown = torch.zeros(6, dtype=torch.bool)
+    assert (alone(far, unknown) == 0).all()
+    assert float(joined(far, unknown)[5]) == 1.0
+    ordinary = bank[torch.arange(6)]
+    assert torch.equal(joined(ordinary, unknown), alone(ordinary, unknown))

@@ -29,7 +29,7 @@ from lightning_lyapunov.aelle import training
 from lightning_lyapunov.aelle.calibration import KNOTS, knowledge
 from lightning_lyapunov.aelle.features import LEVELS, SCALE, Rows, context, quantiles
 from lightning_lyapunov.aelle.fitting import fit_autoencoder
-from lightning_lyapunov.aelle.scorer import FORMAT, without_skill, without_spectrum
+from lightning_lyapunov.aelle.scorer import FORMAT, without_skill
 from lightning_lyapunov.aelle.training import _folds, fit_scorer, new_autoencoders, states_of_knowledge
 
 FROM_PRETRAINED = AeLLEScorer.from_pretrained  # before it is replaced below
@@ -300,33 +300,49 @@ def test_a_mean_that_is_not_known_or_hides_behind_a_dead_direction_is_left_out(
     assert_consistent(general.score(partial_one, architecture="rnn"))
 
 
-def test_an_unknown_kind_of_cell_is_less_familiar_and_nearer_the_baseline(fitted: AeLLEScorer) -> None:
-    """At a quarter of the familiarity, half of what the spectrum says is believed."""
+def test_an_unknown_kind_of_cell_is_less_familiar_and_less_certain(fitted: AeLLEScorer) -> None:
     rows, _ = bank(60, seed=1)
     known, unknown = (fitted.predict(rows, torch.full((60,), is_unknown)) for is_unknown in (False, True))
     sure = known.familiarity == 1
     assert sure.sum() > 30
     assert (unknown.familiarity[sure] == 0.25).all()
-    torch.testing.assert_close(
-        unknown.performance[sure] - unknown.baseline[sure], (known.performance - known.baseline)[sure] / 2
-    )
+    assert ((unknown.high - unknown.low)[sure] >= (known.high - known.low)[sure]).all()
     named = fitted.score(made(1, 0).spectra[0], architecture="antisymmetric", hidden_size=32)
     untold = fitted.score(made(1, 0).spectra[0], hidden_size=32)
     assert named.familiarity == untold.familiarity / 4
     assert named.baseline == pytest.approx(untold.baseline)
-    assert abs(named.performance - named.baseline) <= abs(untold.performance - untold.baseline) + 1e-6
+    assert named.high - named.low >= untold.high - untold.low
 
 
-def test_what_is_unlike_anything_is_judged_by_the_baseline(fitted: AeLLEScorer) -> None:
-    """All of it: skill, failure and take-off are those of a network without a spectrum."""
+def test_what_is_unlike_anything_is_taken_for_average(fitted: AeLLEScorer) -> None:
+    """Skill, failure, take-off and stability are what they are of the networks fitted on, on average."""
     rows, _ = bank(20, seed=1)
     far = Rows(-rows.spectrum.flip(1) + 30, rows.context)
     said = fitted.predict(far)
     assert (said.familiarity == 0).all()
-    blind = fitted.heads(without_spectrum(far))
-    torch.testing.assert_close(said.performance, said.baseline, rtol=0, atol=0)
-    torch.testing.assert_close(said.failure, blind[:, module.FAILURE])
+    average = fitted.average
+    assert (said.failure == average[module.FAILURE]).all() and (said.stability == average[module.STABILITY]).all()
+    gated = fitted.gate(average[:1].expand(20), far)
+    torch.testing.assert_close(said.performance, gated, rtol=0, atol=0)
     assert ((said.low <= fitted.intervals.spread[0] + 1e-6) & (said.high >= fitted.intervals.spread[1] - 1e-6)).all()
+
+
+def test_a_partial_spectrum_is_as_familiar_as_its_reconstruction(fitted: AeLLEScorer) -> None:
+    rows, _ = bank(40, seed=1)
+    partial = rows.spectrum.clone()
+    partial[:, 8:] = math.nan
+    completed = fitted.heads.completed(Rows(partial, rows.context))
+    assert torch.equal(completed.spectrum[:, :8], rows.spectrum[:, :8])
+    assert not completed.spectrum.isnan().any()
+    unknown = torch.zeros(40, dtype=torch.bool)
+    assert torch.equal(fitted.predict(Rows(partial, rows.context)).familiarity, fitted.familiarity(completed, unknown))
+
+
+def test_own_kinds_of_cell_are_known_to_an_own_scorer(quick: None) -> None:
+    sweep = made(12, seed=3)
+    scorer = AeLLEScorer.fit(sweep.spectra, sweep.skill, architecture="MyCell")
+    own, other = (scorer.score(sweep.spectra[0], architecture=kind) for kind in ("mycell", "other"))
+    assert own.familiarity == 4 * other.familiarity > 0
 
 
 def test_the_baseline_does_not_see_the_spectrum(general: AeLLEScorer) -> None:
@@ -398,7 +414,7 @@ def test_the_unit_of_the_exponents_hardly_matters(own: dict[int, AeLLEScorer], u
     seen_through = scorer.card["scale"] / SCALE
     assert seen_through == 1.0 if unit < 8 else unit / 4 < seen_through < 4 * unit
     theirs, ours = said_of(scorer, fresh, unit), said_of(own[30], fresh)
-    assert spearmanr(theirs, ours).statistic > 0.95
+    assert spearmanr(theirs, ours).statistic > 0.9
     assert float((theirs - ours).abs().mean()) < 6.0
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,11 +16,13 @@ from lightning_lyapunov.aelle.features import CONTEXT, LEVELS, Rows, Tensors
 
 KNOTS = (0.0, 10.0, 40.0, 160.0, 800.0)
 """Updates at which calibration is fitted; in between it is interpolated on a logarithmic scale."""
-TRUSTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
-"""How much a spectrum may count beside the skill so far: what is tried."""
+TRUSTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
+"""How much a spectrum may count beside the skill so far: what is tried. Above ½ more skill could count as less."""
 BINS = 5
 """Intervals differ between so many ranges of the prediction."""
 COVERAGE = 0.8
+UNFAMILIAR = 0.04
+"""Share of the bank outside the interval of a network of which nothing is known."""
 NEIGHBOURS, COMPONENTS = 5, 6
 
 
@@ -28,7 +30,7 @@ NEIGHBOURS, COMPONENTS = 5, 6
 class Gate(Tensors):
     r"""What the spectrum says, weighed against the skill so far.
 
-    .. math:: r = s + \kappa(u)\,(1 - s)^4\,p, \qquad \text{performance} = \sigma(a(u) + b(u)\, r)
+    .. math:: r = s + \kappa(u)\,(1 - s)^2\,p, \qquad \text{performance} = \sigma(a(u) + b(u)\, r)
 
     with s the skill after u updates and p the prediction that does not know it. A network that has not yet learnt
     anything is judged by its spectrum, one that has by how far it came: among networks of a task the spectrum cannot
@@ -82,7 +84,7 @@ class Gate(Tensors):
 
 
 def _combined(prediction: Tensor, so_far: Tensor, trust: Tensor) -> Tensor:
-    return so_far + trust * (1 - so_far) ** 4 * prediction
+    return so_far + trust * (1 - so_far) ** 2 * prediction
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Intervals(Tensors):
         tails = torch.tensor([(1 - COVERAGE) / 2, (1 + COVERAGE) / 2], dtype=skill.dtype)
         place, known = _place(rows).round().long(), knowledge(rows)
         error = skill - prediction
-        spread = skill.quantile(tails)
+        spread = skill.quantile(tails.new_tensor([UNFAMILIAR / 2, 1 - UNFAMILIAR / 2]))
         table = skill.new_empty(8, len(KNOTS), BINS, 2)
         for state in range(8):
             here = known == state
@@ -181,6 +183,17 @@ class Familiarity(Tensors):
         known = size[~size.isnan()]
         sizes = torch.stack([known.min(), known.max()]) if len(known) else size.new_tensor([-math.inf, math.inf])
         return Familiarity(centre, components, reference, nearest.sort().values, sizes)
+
+    def joined_by(self, rows: Rows) -> Familiarity:
+        """The same once these rows are known too: what is ordinary stays what it is."""
+        seen = torch.where(rows.spectrum.isnan(), self.centre, rows.spectrum)
+        size = rows.context[:, CONTEXT.index("log_size")]
+        known = torch.cat([self.sizes, size[~size.isnan()]])
+        return replace(
+            self,
+            reference=torch.cat([self.reference, (seen - self.centre) @ self.components]),
+            sizes=torch.stack([known.min(), known.max()]),
+        )
 
     def __call__(self, rows: Rows, is_unknown_kind: Tensor) -> Tensor:
         """(R,) in [0, 1].

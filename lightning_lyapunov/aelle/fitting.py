@@ -117,7 +117,8 @@ class Ridge(Tensors):
         share = known * weights.unsqueeze(1)
         total = share.sum(0).clamp(min=1e-9)
         centre = (features.nan_to_num() * share).sum(0) / total
-        spread = (((features - centre).nan_to_num().square() * share).sum(0) / total).sqrt().clamp(min=1e-6)
+        spread = (((features - centre).nan_to_num().square() * share).sum(0) / total).sqrt()
+        spread = spread.masked_fill(spread < 1e-4, torch.inf)  # what never varied says nothing, however it varies later
         x = torch.cat([((features - centre) / spread).nan_to_num(), torch.ones(len(features), 1)], 1).double()
         y = torch.where(wanted.isnan(), wanted.nanmean(0), wanted).double()
         scaled = x * weights.double().unsqueeze(1) * (len(x) / weights.sum())

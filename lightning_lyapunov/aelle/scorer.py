@@ -17,12 +17,14 @@ from torch import Tensor
 
 from lightning_lyapunov.aelle.autoencoder import HEADS, AeLLE
 from lightning_lyapunov.aelle.calibration import Familiarity, Gate, Intervals
-from lightning_lyapunov.aelle.features import ARCHITECTURES, CONTEXT, LEVELS, Rows, context, quantiles
+from lightning_lyapunov.aelle.features import CONTEXT, LEVELS, Rows, context, quantiles
 from lightning_lyapunov.aelle.fitting import Ridge, ridge_features
 from lightning_lyapunov.spectrum import LyapunovSpectrum
 
 FORMAT = "lightning_lyapunov.aelle/1"
 SKILL, FAILURE, TAKEOFF, STABILITY = range(len(HEADS))
+STRANGE = 0.1
+"""Familiarity below which predictions fade to what is said of an average network."""
 RIDGES = ("context", "context+skill", "spectrum", "spectrum+skill")
 _KNOWN = tuple(name for name in CONTEXT if name != "skill")
 
@@ -43,7 +45,8 @@ class AeLLEScore:
     takeoff_probability: float
     """That its final skill is above 0.3: for a network that still sits at chance, that it will take off."""
     stability: float
-    """Probability that the trained network is not chaotic: its final largest exponent is not above 0."""
+    """Probability that the trained network is not chaotic: its final largest exponent is not above 0; NaN from a scorer
+    that was never told."""
     familiarity: float
     """In [0, 1]; low where spectrum, size or kind of cell are unlike anything the scorer was fitted on."""
     latent: Tensor
@@ -84,7 +87,9 @@ class Heads:
         """``(R, len(HEADS))`` in [0, 1], from whatever is known of the rows."""
         partial = rows.spectrum[:, :LEVELS].isnan().any(1) & ~rows.spectrum[:, 0].isnan()
         share = torch.where(partial, self.partial_share, self.share).unsqueeze(1).to(rows.spectrum.dtype)
-        return torch.lerp(self.by_ridge(rows), self.by_model(rows), share)
+        said = torch.lerp(self.by_ridge(rows), self.by_model(rows), share)
+        # Where a head had nothing to learn from, as the stability where nobody measured it, the prior knows.
+        return said if self.prior is None else torch.where(said.isnan(), self.prior(rows), said)
 
     def by_model(self, rows: Rows) -> Tensor:
         """What the autoencoders say on average."""
@@ -126,6 +131,7 @@ class AeLLEScorer:
 
     Attributes:
         heads: Raw predictions.
+        average: ``(len(HEADS),)`` what the heads should say of the networks fitted on, on average.
         card: What the scorer was fitted on, and how: plain values.
     """
 
@@ -136,10 +142,11 @@ class AeLLEScorer:
         baseline_gate: Gate,
         intervals: Intervals,
         familiarity: Familiarity,
+        average: Tensor,
         card: Mapping[str, Any],
     ) -> None:
         self.heads, self.gate, self.baseline_gate = heads, gate, baseline_gate
-        self.intervals, self.familiarity, self.card = intervals, familiarity, dict(card)
+        self.intervals, self.familiarity, self.average, self.card = intervals, familiarity, average, dict(card)
 
     # ---------------------------------------------------------------- scoring
 
@@ -178,7 +185,7 @@ class AeLLEScorer:
             self._quantiles(spectrum).unsqueeze(0),
             context(architecture, hidden_size, updates, skill).unsqueeze(0),
         )
-        unknown = architecture is not None and architecture.lower() not in ARCHITECTURES
+        unknown = architecture is not None and architecture.lower() not in self.card["kinds"]
         said = self.predict(row, torch.tensor([unknown]))
         worst, best = self.performance_range
         return AeLLEScore(
@@ -203,12 +210,10 @@ class AeLLEScorer:
         if is_unknown_kind is None:
             is_unknown_kind = torch.zeros(len(rows), dtype=torch.bool)
         familiarity = self.familiarity(self.heads.completed(rows), is_unknown_kind)
-        baseline, blind_heads = predicted_performance(self.heads, self.baseline_gate, without_spectrum(rows))
-        seen, heads = predicted_performance(self.heads, self.gate, rows)
-        # What is unlike the bank is judged by what else is known.
-        belief = (familiarity / 0.5).clamp(max=1.0)
-        performance = torch.lerp(baseline, seen, belief)
-        heads = torch.lerp(blind_heads, heads, belief.unsqueeze(1))
+        baseline, _ = predicted_performance(self.heads, self.baseline_gate, without_spectrum(rows))
+        # Of what is unlike anything known, no more is said than of an average network.
+        belief = (familiarity / STRANGE).clamp(max=1.0)
+        performance, heads = predicted_performance(self.heads, self.gate, rows, self.average, belief)
         low, high = self.intervals(performance, rows, familiarity)
         failure = heads[:, FAILURE]
         with torch.no_grad():
@@ -285,7 +290,7 @@ class AeLLEScorer:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file: weights, calibration, and the card as JSON in its metadata; no pickle."""
-        tensors = _written(self.heads, "heads")
+        tensors = _written(self.heads, "heads") | {"average": self.average}
         for name, part in self._calibration().items():
             tensors |= part.tensors(name)
         metadata = {FORMAT: json.dumps(self.card)}  # one entry: their order would not be reproducible
@@ -323,6 +328,7 @@ class AeLLEScorer:
             Gate.of("baseline_gate", tensors),
             Intervals.of("intervals", tensors),
             Familiarity.of("familiarity", tensors),
+            tensors["average"],
             json.loads(metadata[FORMAT]),
         )
 
@@ -342,10 +348,22 @@ class AeLLEScorer:
             return cls.load(path)
 
 
-def predicted_performance(heads: Heads, gate: Gate, rows: Rows) -> tuple[Tensor, Tensor]:
-    """Predicted performance (R,), through the gate where the skill so far is known, and all heads ``(R, 4)``."""
-    said = heads(rows)
-    without = heads(without_skill(rows))[:, SKILL]
+def predicted_performance(
+    heads: Heads, gate: Gate, rows: Rows, average: Tensor | None = None, belief: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Predicted performance (R,), through the gate where the skill so far is known, and all heads ``(R, 4)``.
+
+    Args:
+        heads: Raw predictions.
+        gate: What weighs them against the skill so far.
+        rows: R rows.
+        average: (4,) what is said of an average network.
+        belief: (R,) how far the heads are believed rather than the average; entirely if None.
+    """
+    said, without_it = heads(rows), heads(without_skill(rows))
+    if average is not None and belief is not None:
+        said, without_it = (torch.lerp(average.expand_as(x), x, belief.unsqueeze(1)) for x in (said, without_it))
+    without = without_it[:, SKILL]
     has_skill = ~rows.context[:, CONTEXT.index("skill")].isnan()
     return torch.where(has_skill, gate(without, rows), without), said
 

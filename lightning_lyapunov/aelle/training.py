@@ -51,6 +51,7 @@ def fit_scorer(
     members: int = 3,
     new_models: NewModels | None = None,
     prior: Heads | None = None,
+    familiarity: Familiarity | None = None,
     seed: int = 0,
 ) -> AeLLEScorer:
     """Fit a scorer, and calibrate it on rows that the fitted models had not seen.
@@ -66,6 +67,7 @@ def fit_scorer(
         members: Autoencoders whose predictions are averaged.
         new_models: Makes them; :func:`new_autoencoders` if None.
         prior: Another scorer's heads to begin from.
+        familiarity: Another scorer's, where the rows are too few to tell what is ordinary.
         seed: Of everything random.
     """
     wanted = targets(skill, stable)
@@ -107,13 +109,16 @@ def fit_scorer(
     said = [said_unseen(lambda one, r: predicted_performance(one, gate, r)[0], state) for state in states]
     every = Rows(torch.cat([s.spectrum for s in states]), torch.cat([s.context for s in states]))
     final = heads(torch.ones_like(folds, dtype=torch.bool), members, seed, penalty)
+    told = ~wanted.isnan() * weights.unsqueeze(1)
+    average = (wanted.nan_to_num() * told).sum(0) / told.sum(0)
     return AeLLEScorer(
         replace(final, share=share, partial_share=partial_share),
         gate,
         baseline_gate,
         Intervals.fit(torch.cat(said), every, skill.repeat(len(states))),
-        Familiarity.fit(rows, torch.Generator().manual_seed(seed)),
-        {"performance_range": [0.0, 1.0], "scale": SCALE, "penalty": penalty, **card},
+        familiarity or Familiarity.fit(rows, torch.Generator().manual_seed(seed)),
+        average,
+        {"performance_range": [0.0, 1.0], "scale": SCALE, "kinds": list(ARCHITECTURES), "penalty": penalty, **card},
     )
 
 
@@ -177,6 +182,15 @@ def fit_own(
         raise ValueError(f"groups must name at least 2 networks, or none can be left out; got {len(set(names))}.")
     skill = ((ends - worst) / (best - worst)).float()
     general = AeLLEScorer.from_pretrained()
+    kinds = {kind.lower() for kind in each("architecture", architecture) if kind is not None}
+    card = {
+        "name": "own",
+        "networks": len(set(names)),
+        "performance_range": [worst, best],
+        "scale": scale,
+        "kinds": sorted({*ARCHITECTURES, *kinds}),
+        "seed": seed,
+    }
     return fit_scorer(
         rows,
         skill,
@@ -184,9 +198,10 @@ def fit_own(
         torch.ones_like(skill),
         torch.zeros(count, dtype=torch.long),
         _folds(names, torch.Generator().manual_seed(seed)),
-        {"name": "own", "networks": len(set(names)), "performance_range": [worst, best], "scale": scale, "seed": seed},
+        card,
         new_models=_models_for(count, general),
         prior=general.heads if count < MANY else None,
+        familiarity=general.familiarity.joined_by(rows) if count < FEW else None,
         seed=seed,
     )
 
