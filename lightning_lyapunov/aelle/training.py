@@ -53,6 +53,7 @@ def fit_scorer(
     prior: Heads | None = None,
     familiarity: Familiarity | None = None,
     seed: int = 0,
+    progress: bool = False,
 ) -> AeLLEScorer:
     """Fit a scorer, and calibrate it on rows that the fitted models had not seen.
 
@@ -69,14 +70,21 @@ def fit_scorer(
         prior: Another scorer's heads to begin from.
         familiarity: Another scorer's, where the rows are too few to tell what is ordinary.
         seed: Of everything random.
+        progress: Whether to show a bar, in a terminal: a step for each autoencoder.
     """
+    from tqdm import tqdm
+
     wanted = targets(skill, stable)
     make = new_models or new_autoencoders
+    total = len(folds.unique()) + members
+    bar = tqdm(total=total, desc="autoencoders", disable=None if progress else True)  # None: shown in a terminal
 
     def heads(inside: Tensor, count: int, seed: int, penalty: float) -> Heads:
         known, answers, w = rows[inside], wanted[inside], weights[inside]
         ridges = {name: Ridge.fit(features_for(name, known, prior), answers, w, penalty) for name in RIDGES}
-        return Heads(make(known, answers, w, count, seed), ridges, prior=prior)
+        models = make(known, answers, w, count, seed)
+        bar.update(count)
+        return Heads(models, ridges, prior=prior)
 
     def ridge_error(penalty: float) -> float:
         said = skill.new_empty(len(rows))
@@ -111,6 +119,7 @@ def fit_scorer(
     final = heads(torch.ones_like(folds, dtype=torch.bool), members, seed, penalty)
     told = ~wanted.isnan() * weights.unsqueeze(1)
     average = (wanted.nan_to_num() * told).sum(0) / told.sum(0)
+    bar.close()
     return AeLLEScorer(
         replace(final, share=share, partial_share=partial_share),
         gate,
@@ -203,6 +212,7 @@ def fit_own(
         prior=general.heads if count < MANY else None,
         familiarity=general.familiarity.joined_by(rows) if count < FEW else None,
         seed=seed,
+        progress=count >= FEW,
     )
 
 

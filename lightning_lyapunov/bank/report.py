@@ -22,7 +22,7 @@ from torch import Tensor
 from lightning_lyapunov.aelle.calibration import KNOTS
 from lightning_lyapunov.aelle.features import ARCHITECTURES, CONTEXT, Rows, quantiles
 from lightning_lyapunov.aelle.fitting import FAILED, TOOK_OFF, ridge_features, targets
-from lightning_lyapunov.aelle.scorer import AeLLEScorer, without_skill, without_spectrum
+from lightning_lyapunov.aelle.scorer import STRANGE, AeLLEScorer, without_skill, without_spectrum
 from lightning_lyapunov.aelle.training import fit_scorer, new_autoencoders
 from lightning_lyapunov.bank.cells import UNKNOWN_CELLS
 from lightning_lyapunov.bank.evaluation import (
@@ -522,8 +522,8 @@ def card(scorer: AeLLEScorer, weights: Path, in_short: list[str], by_family: Eva
         "## Limits",
         "",
         "Small networks (16 to 128 units), short sequences (12 to 64 steps), Adam with clipping, 800 updates of 32 "
-        "sequences. Other kinds of cell, sizes far outside and spectra unlike the bank's get a low familiarity, a wide "
-        "interval and a prediction close to the one without the spectrum.",
+        "sequences. Other kinds of cell, sizes far outside and spectra unlike the bank's get a low familiarity and a "
+        f"wide interval; below a familiarity of {STRANGE:g} predictions fade to those of an average network.",
     ]
     return "\n".join(lines) + "\n"
 
