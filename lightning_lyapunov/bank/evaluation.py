@@ -27,7 +27,16 @@ REPORTED = (0, 40, 160)
 """Updates that figures are given for: before training, after one epoch and after four."""
 FEWEST = 3
 """Networks of each kind that an AUC needs; fewer say nothing."""
-SCORES = ("rho", "rho in cell", "fail", "fail in cell", "take-off", "take-off in cell", "top quarter")
+SCORES = (
+    "rho",
+    "rho in cell",
+    "rho in cell and size",
+    "fail",
+    "fail in cell",
+    "take-off",
+    "take-off in cell",
+    "top quarter",
+)
 """Spearman's ρ with the final skill; areas under the ROC curve."""
 
 
@@ -193,7 +202,7 @@ def scores(table: Table, predicted: Tensor, extra: dict[str, Tensor] | None = No
     """
     extra = extra or {}
     skill, so_far = table.skill.numpy(), table.rows.context[:, CONTEXT.index("skill")].numpy()
-    tasks, families, cells = table.column("task"), table.column("family"), table.column("cell")
+    tasks, families, cells, sizes = (table.column(key) for key in ("task", "family", "cell", "hidden_size"))
     rank, fail, take = (extra.get(key, predicted).numpy() for key in ("rho", "fail", "take-off"))
     result: dict[str, dict[str, float]] = {}
     for family in sorted(set(families)):
@@ -201,6 +210,10 @@ def scores(table: Table, predicted: Tensor, extra: dict[str, Tensor] | None = No
         for task in sorted(set(tasks[families == family])):
             inside = tasks == task
             groups = {"": [inside], " in cell": [inside & (cells == cell) for cell in sorted(set(cells[inside]))]}
+            for cell in sorted(set(cells[inside])):
+                for size in sorted(set(sizes[inside])):
+                    alike = inside & (cells == cell) & (sizes == size)
+                    values["rho in cell and size"].append(correlation(rank[alike], skill[alike]))
             for suffix, members in groups.items():
                 for m in members:
                     waiting = m & (so_far < FAILED)

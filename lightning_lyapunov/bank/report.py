@@ -76,6 +76,7 @@ PREDICTORS: dict[str, Predictor] = {
     "skill + cell + size": ridge(_sees(*CELL, "skill", spectrum=False)),
     "skill + cheap": ridge(_beside(_skill_so_far, _cheap)),
     "skill + cell + size + spectrum, ridge": ridge(_sees(*CELL, "skill")),
+    "skill + hyperparameters, trees": boosted(_beside(_skill_so_far, Table.hyperparameters)),
     "skill + cell + size + spectrum, trees": boosted(_beside(_sees(*CELL, "skill", spectrum=False), _sees())),
 }
 """Fitted at each checkpoint alone."""
@@ -455,6 +456,7 @@ def write_report(bank: Bank, weights: Path, page: Path, picture: Path) -> None:
         for updates in REPORTED:
             lines += [f"## {title}; after {updates} updates", "", markdown(tables[name, updates]), ""]
     lines += ["## With the skill so far given, against the skill so far alone", "", *against_skill(by_family), ""]
+    lines += ["## The autoencoder against the ridge", "", *against_ridge(tables), ""]
     lines += ["## Cells and sizes left out", ""]
     for title, left_out in (("cell", by_cell), ("size", by_size)):
         for updates in REPORTED:
@@ -567,6 +569,18 @@ def against_skill(evaluation: Evaluation) -> list[str]:
         mean, error, count = paired(ours, alone, "rho")
         one, other = summary(alone, "rho"), summary(ours, "rho")
         lines.append(f"| {updates} | {_pm(*one[:2])} | {_pm(*other[:2])} | {mean:+.3f} ± {error:.3f} | {count} |")
+    return lines
+
+
+def against_ridge(tables: Any) -> list[str]:
+    """Differences of the autoencoder and the ridge on the same knowledge: above 0 the autoencoder is better."""
+    shown = ("rho", "rho in cell", "fail", "take-off")
+    lines = ["| what both see, initialisations, updates | " + " | ".join(shown) + " |", "|---" * (len(shown) + 1) + "|"]
+    for seen in ("spectrum", "cell + size + spectrum", "skill + cell + size + spectrum"):
+        for (name, updates), table in tables.items():
+            gains = [paired(table[f"{seen}, AeLLE"], table[f"{seen}, ridge"], score) for score in shown]
+            cells = " | ".join("–" if math.isnan(mean) else f"{mean:+.2f} ± {error:.2f}" for mean, error, _ in gains)
+            lines.append(f"| {seen}, {name}, {updates} | {cells} |")
     return lines
 
 
