@@ -222,9 +222,7 @@ def scores(table: Table, predicted: Tensor, extra: dict[str, Tensor] | None = No
                     values["take-off" + suffix].append(area(take[waiting], skill[waiting] > TOOK_OFF))
             cut = np.quantile(skill[inside], 0.75)
             values["top quarter"].append(area(rank[inside], skill[inside] > cut))
-        result[family] = {
-            name: float(np.nanmean(v)) if np.isfinite(v).any() else math.nan for name, v in values.items()
-        }
+        result[family] = {name: _mean(v) for name, v in values.items()}
     return result
 
 
