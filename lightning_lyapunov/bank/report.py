@@ -1,7 +1,7 @@
 """The evaluation of the bank, written down: ``python -m lightning_lyapunov.bank.report BANK OUT``.
 
-Fits the general scorer too, since the report is about it, and ends with the two families set aside, which nothing
-before has looked at.
+Fits the general scorer too, since the report is about it, and ends with the two families set aside, which nothing here
+is fitted on.
 """
 
 from __future__ import annotations
