@@ -27,7 +27,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 
 SET_ASIDE = ("match", "recordings")
-"""Families looked at once, after everything is fixed: no choice but that of their own difficulty rests on them."""
+"""Families that nothing is fitted on: no choice but that of their own difficulty rests on them."""
 
 HELD_OUT = 0.25
 """Share of a trajectory, a text or a data set, at its end, that only held-out batches are drawn from."""
