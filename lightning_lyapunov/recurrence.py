@@ -6,15 +6,21 @@ side by side, in plain tensor operations, so that both run on any device and in 
 
 A derivative is used in two halves. :meth:`Recurrence.linearise` computes, for many steps at once, the factors that the
 Jacobians :math:`J_t = \partial f / \partial h` are made of; :meth:`Recurrence.push_forward` multiplies one step's
-Jacobian into a bundle of tangent vectors without ever forming it.
+Jacobian into a bundle of tangent vectors without ever forming it. With several gates and more than a few tangents it is
+cheaper to scale and add the gates' weights first: :meth:`Recurrence.push_condensed` does.
+
+Tangents are ``(B, D, K)``, vectors as columns, and fastest where a column is contiguous in memory: all K of a sequence
+then meet the weights in one product of matrices.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from copy import copy
-from typing import TypeAlias
+from functools import cached_property
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -35,11 +41,13 @@ class Recurrence(ABC):
         state_size: D, the dimension of the whole state.
         output_size: Leading entries of the state that the next layer sees (h, not c).
         dtype: Floating type of the arithmetic.
+        crossover: Tangents above which :meth:`push_condensed` is the faster; infinite where there is no such form.
     """
 
     state_size: int
     output_size: int
     dtype: torch.dtype
+    crossover: float = math.inf
 
     def drive(self, inputs: Tensor) -> Tensor:
         """The part of a step that depends on the inputs ``(T, B, ...)`` alone, for all steps in one product."""
@@ -56,6 +64,28 @@ class Recurrence(ABC):
     @abstractmethod
     def push_forward(self, factors: Factors, tangents: Tensor) -> Tensor:
         """One step's Jacobians times ``tangents`` ``(B, D, K)``, vectors as columns; ``factors`` lead with (B,)."""
+
+    def condense(self, factors: Factors) -> Factors:
+        """What :meth:`push_condensed` needs of ``factors`` ``(T, B, ...)``: scales for the rows of each weight."""
+        raise NotImplementedError
+
+    def push_condensed(self, factors: Factors, tangents: Tensor) -> Tensor:
+        """The same as :meth:`push_forward`, by one product with Jacobians formed from condensed ``factors``."""
+        raise NotImplementedError
+
+    def run(self, inputs: Tensor, drive: Tensor, state: Tensor) -> Tensor:
+        """States ``(T + 1, B, D)`` from ``state`` ``(B, D)`` on, along ``inputs`` and their :meth:`drive`."""
+        states = state.new_empty((len(drive) + 1, *state.shape))
+        states[0] = state
+        for t in range(len(drive)):
+            states[t + 1] = self.step(states[t], drive[t])
+        return states
+
+    def follow(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Factors]:
+        """States ``(T + 1, B, D)`` along ``inputs`` ``(T, B, ...)``, and the factors ``(T, B, ...)`` at the first T."""
+        drive = self.drive(inputs)
+        states = self.run(inputs, drive, state)
+        return states, self.linearise(states[:-1], drive)
 
     @abstractmethod
     def to(self, dtype: torch.dtype) -> Recurrence:
@@ -79,9 +109,10 @@ class Recurrence(ABC):
 
 
 class _Gated(Recurrence):
-    """What RNN, GRU and LSTM share: stacked gate weights, one product for the drive."""
+    """What RNN, GRU and LSTM share: stacked gate weights, one product for the drive, torch's layer for the states."""
 
     gates: int
+    layer: type[nn.RNNBase]
 
     def __init__(self, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor | None, bias_hh: Tensor | None) -> None:
         self.weight_ih, self.weight_hh = weight_ih, weight_hh
@@ -95,11 +126,32 @@ class _Gated(Recurrence):
     def drive(self, inputs: Tensor) -> Tensor:
         return inputs @ self.weight_ih.mT + self.bias_ih
 
+    def run(self, inputs: Tensor, drive: Tensor, state: Tensor) -> Tensor:
+        output = self._library(inputs.contiguous(), state.unsqueeze(0).contiguous())[0]
+        return torch.cat([state.unsqueeze(0), output])
+
+    @cached_property
+    def _library(self) -> nn.RNNBase:
+        """Torch's layer with these weights: its loop over time is compiled."""
+        # Made on no device, so that nothing is drawn and the user's random state stays as it is.
+        layer = self.layer(self.weight_ih.shape[1], self.hidden_size, device="meta", **self._options())
+        parts = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, getattr(self, "weight_hr", None))
+        for name, part in zip(layer._flat_weights_names, [p for p in parts if p is not None], strict=True):
+            setattr(layer, name, nn.Parameter(part, requires_grad=False))
+        layer.flatten_parameters()
+        return layer.eval()
+
+    def _options(self) -> dict[str, Any]:
+        return {}
+
     def _recur(self, h: Tensor) -> Tensor:
         return h @ self.weight_hh.mT + self.bias_hh
 
     def to(self, dtype: torch.dtype) -> Recurrence:
+        if dtype == self.dtype:
+            return self
         cast = copy(self)
+        vars(cast).pop("_library", None)
         cast.dtype = dtype
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
@@ -114,6 +166,7 @@ class ElmanMap(_Gated):
     """
 
     gates = 1
+    layer = nn.RNN
 
     def __init__(
         self,
@@ -126,6 +179,9 @@ class ElmanMap(_Gated):
         super().__init__(weight_ih, weight_hh, bias_ih, bias_hh)
         self.nonlinearity = nonlinearity
 
+    def _options(self) -> dict[str, Any]:
+        return {"nonlinearity": self.nonlinearity}
+
     def step(self, state: Tensor, drive: Tensor) -> Tensor:
         a = drive + self._recur(state)
         return torch.tanh(a) if self.nonlinearity == "tanh" else torch.relu(a)
@@ -136,11 +192,15 @@ class ElmanMap(_Gated):
 
     def push_forward(self, factors: Factors, tangents: Tensor) -> Tensor:
         (slope,) = factors
-        return slope.unsqueeze(-1) * (self.weight_hh @ tangents)
+        return (tangents.mT @ self.weight_hh.mT).mul_(slope.unsqueeze(-2)).mT
 
     def log_volume(self, factors: Factors) -> Tensor:
         (slope,) = factors
-        return slope.log().sum(-1) + torch.linalg.slogdet(self.weight_hh).logabsdet
+        return slope.log().sum(-1) + self._log_volume_of_weights
+
+    @cached_property
+    def _log_volume_of_weights(self) -> Tensor:
+        return torch.linalg.slogdet(self.weight_hh).logabsdet
 
 
 class GRUMap(_Gated):
@@ -153,6 +213,8 @@ class GRUMap(_Gated):
     """
 
     gates = 3
+    layer = nn.GRU
+    crossover = 8
 
     def _activate(self, states: Tensor, drive: Tensor) -> tuple[Tensor, ...]:
         drive_r, drive_z, drive_n = drive.chunk(3, -1)
@@ -175,8 +237,23 @@ class GRUMap(_Gated):
 
     def push_forward(self, factors: Factors, tangents: Tensor) -> Tensor:
         by_gate, z = factors
-        pushed = by_gate.unsqueeze(-1) * (self.weight_hh @ tangents)
-        return z.unsqueeze(-1) * tangents + pushed.unflatten(-2, (3, self.hidden_size)).sum(-3)
+        pushed = (tangents.mT @ self.weight_hh.mT).mul_(by_gate.unsqueeze(-2))
+        return torch.addcmul(pushed.unflatten(-1, (3, self.hidden_size)).sum(-2), tangents.mT, z.unsqueeze(-2)).mT
+
+    def condense(self, factors: Factors) -> Factors:
+        by_gate, z = factors
+        return by_gate.unflatten(-1, (3, self.hidden_size)), z
+
+    def push_condensed(self, factors: Factors, tangents: Tensor) -> Tensor:
+        scales, z = factors
+        jacobian = _scaled_sum(scales, self._weights_by_row)
+        jacobian.diagonal(dim1=-2, dim2=-1).add_(z)
+        return (tangents.mT @ jacobian.mT).mT
+
+    @cached_property
+    def _weights_by_row(self) -> Tensor:
+        """``(H, gates, H)``: row i of each gate's weights, side by side."""
+        return self.weight_hh.unflatten(0, (3, -1)).transpose(0, 1).contiguous()
 
 
 class LSTMMap(_Gated):
@@ -189,6 +266,7 @@ class LSTMMap(_Gated):
     """
 
     gates = 4
+    layer = nn.LSTM
 
     def __init__(
         self,
@@ -202,6 +280,10 @@ class LSTMMap(_Gated):
         self.weight_hr = weight_hr
         self.output_size = weight_hh.shape[1]
         self.state_size = self.output_size + self.hidden_size
+        self.crossover = 16 if weight_hr is None else math.inf
+
+    def _options(self) -> dict[str, Any]:
+        return {} if self.weight_hr is None else {"proj_size": self.output_size}
 
     def _project(self, h: Tensor) -> Tensor:
         return h if self.weight_hr is None else h @ self.weight_hr.mT
@@ -215,9 +297,33 @@ class LSTMMap(_Gated):
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         return torch.cat([self._project(torch.sigmoid(o) * torch.tanh(c)), c], -1)
 
+    def run(self, inputs: Tensor, drive: Tensor, state: Tensor) -> Tensor:
+        return self._run(inputs, drive, state)[0]
+
+    def _run(self, inputs: Tensor, drive: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """States, and pre-activations ``(T, B, 4 H)``: the layer keeps h alone, and c follows from the gates."""
+        h, c = self._split(state)
+        output = self._library(inputs.contiguous(), (h.unsqueeze(0).contiguous(), c.unsqueeze(0).contiguous()))[0]
+        hs = torch.cat([h.unsqueeze(0), output])
+        activations = drive + self._recur(hs[:-1])
+        a_i, a_f, a_g, _ = activations.chunk(4, -1)
+        added, kept = torch.sigmoid(a_i).mul_(torch.tanh(a_g)), torch.sigmoid(a_f)
+        cs = c.new_empty((len(hs), *c.shape))
+        cs[0] = c
+        for t in range(len(kept)):
+            torch.addcmul(added[t], kept[t], cs[t], out=cs[t + 1])
+        return torch.cat([hs, cs], -1), activations
+
+    def follow(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Factors]:
+        states, activations = self._run(inputs, self.drive(inputs), state)
+        return states, self._linearise(states[:-1], activations)
+
     def linearise(self, states: Tensor, drive: Tensor) -> Factors:
-        h, c = self._split(states)
-        a_i, a_f, a_g, a_o = (drive + self._recur(h)).chunk(4, -1)
+        return self._linearise(states, drive + self._recur(self._split(states)[0]))
+
+    def _linearise(self, states: Tensor, activations: Tensor) -> Factors:
+        c = self._split(states)[1]
+        a_i, a_f, a_g, a_o = activations.chunk(4, -1)
         i, f, g, o = torch.sigmoid(a_i), torch.sigmoid(a_f), torch.tanh(a_g), torch.sigmoid(a_o)
         next_c = f * c + i * g
         by_i, by_f = g * _sigmoid_slope(a_i), c * _sigmoid_slope(a_f)
@@ -226,22 +332,49 @@ class LSTMMap(_Gated):
 
     def push_forward(self, factors: Factors, tangents: Tensor) -> Tensor:
         by_gate, f, s = factors
-        dh, dc = tangents[..., : self.output_size, :], tangents[..., self.output_size :, :]
-        pushed = by_gate.unsqueeze(-1) * (self.weight_hh @ dh)
-        by_i, by_f, by_g, by_o = pushed.chunk(4, -2)
-        dc = f.unsqueeze(-1) * dc + by_i + by_f + by_g
-        dh = by_o + s.unsqueeze(-1) * dc
-        return torch.cat([dh if self.weight_hr is None else self.weight_hr @ dh, dc], -2)
+        dh, dc = self._split(tangents.mT)
+        pushed = (dh @ self.weight_hh.mT).mul_(by_gate.unsqueeze(-2))
+        by_i, by_f, by_g, by_o = pushed.chunk(4, -1)
+        dc = torch.addcmul(by_i + by_f + by_g, dc, f.unsqueeze(-2))
+        dh = torch.addcmul(by_o, dc, s.unsqueeze(-2))
+        return torch.cat([self._project(dh), dc], -1).mT
+
+    def condense(self, factors: Factors) -> Factors:
+        # Rows of dh' are those of dc' times s, and W_o's: both halves are sums of four scaled weights.
+        by_gate, f, s = factors
+        by_c = by_gate.unflatten(-1, (4, self.hidden_size)).clone()
+        by_o = by_c[..., 3, :].clone()
+        by_c[..., 3, :] = 0
+        by_h = by_c * s.unsqueeze(-2)
+        by_h[..., 3, :] = by_o
+        return torch.cat([by_h, by_c], -1), torch.stack([s * f, f], -2)
+
+    def push_condensed(self, factors: Factors, tangents: Tensor) -> Tensor:
+        scales, keeps = factors  # (B, 4, 2H), (B, 2, H)
+        dh, dc = self._split(tangents.mT)
+        pushed = dh @ _scaled_sum(scales, self._weights_by_row).mT
+        pushed.unflatten(-1, (2, self.hidden_size)).addcmul_(dc.unsqueeze(-2), keeps.unsqueeze(-3))
+        return pushed.mT
+
+    @cached_property
+    def _weights_by_row(self) -> Tensor:
+        """``(2H, gates, H)``: row i of each gate's weights, side by side, for dh' and again for dc'."""
+        return self.weight_hh.unflatten(0, (4, -1)).transpose(0, 1).repeat(2, 1, 1)
 
     def log_volume(self, factors: Factors) -> Tensor:
         # Row operations take the dc' block out of dh': det J = prod(f) · det(P diag(by_o) W_o).
         by_gate, f, _ = factors
-        by_o, weight_o = by_gate.chunk(4, -1)[3], self.weight_hh.chunk(4)[3]
+        by_o = by_gate.chunk(4, -1)[3]
         if self.weight_hr is None:
-            h_block = by_o.abs().log().sum(-1) + torch.linalg.slogdet(weight_o).logabsdet
+            h_block = by_o.abs().log().sum(-1) + self._log_volume_of_weights
         else:
+            weight_o = self.weight_hh.chunk(4)[3]
             h_block = torch.linalg.slogdet((self.weight_hr * by_o.unsqueeze(-2)) @ weight_o).logabsdet
         return f.log().sum(-1) + h_block
+
+    @cached_property
+    def _log_volume_of_weights(self) -> Tensor:
+        return torch.linalg.slogdet(self.weight_hh.chunk(4)[3]).logabsdet
 
 
 class CellMap(Recurrence):
@@ -339,6 +472,16 @@ class CellMap(Recurrence):
         if dtype == self.dtype or not self.castable:
             return self
         return CellMap(self.cell, self.template, driven=self.driven, dtype=dtype)
+
+
+def _scaled_sum(scales: Tensor, weights: Tensor) -> Tensor:
+    """Matrices ``(B, N, M)`` whose row i is that of each of G weights, times its scale, added up.
+
+    Args:
+        scales: ``(B, G, N)``.
+        weights: ``(N, G, M)``.
+    """
+    return torch.bmm(scales.permute(2, 0, 1), weights).transpose(0, 1)  # N products are faster than G passes
 
 
 def as_parts(state: State) -> Sequence[Tensor]:

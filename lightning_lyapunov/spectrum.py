@@ -19,12 +19,14 @@ from lightning_lyapunov.isolation import measuring
 from lightning_lyapunov.orthonormal import PrecisionLaw, gap_budget
 from lightning_lyapunov.recurrence import Factors, Recurrence, State
 from lightning_lyapunov.tangent import Growth, push_along, random_frame
-from lightning_lyapunov.trajectory import Inputs, Trajectory, device_of, trajectories, unwrap, widest_dtype
+from lightning_lyapunov.trajectory import STRETCH, Inputs, Trajectory, device_of, trajectories, unwrap, widest_dtype
 
-CHUNK = 32
-"""Steps between two looks at the precision law; also the longest interval, and what bounds the memory."""
+CHUNK = STRETCH
+"""Steps between two looks at the precision law; also the longest interval."""
 PILOT = 8
 """Steps reorthonormalised one by one before the law first has a spread to go by."""
+SMALL = 64
+"""Dimension of the state up to which the volume rate is computed by LU where it has no closed form."""
 BLOCKS, FEWEST_BLOCKS = 32, 8
 """Stretches of time whose spread is the standard error where there is a single sequence; the fewest that tell."""
 
@@ -225,28 +227,27 @@ def _measure(
     driven: bool,
 ) -> LyapunovSpectrum:
     """The spectrum of one map along its trajectory."""
-    steps, sequences, size = len(path.drive), path.states.shape[1], path.states.shape[2]
+    steps, (sequences, size), device = len(path.running), path.initial.shape, path.initial.device
     k = min(k or size, size)
     if transient >= steps:
         raise ValueError(f"transient must leave at least one of the {steps} steps to measure; got {transient}.")
 
-    frame = random_frame(size, k, path.states.device, generator).expand(sequences, size, k)
+    frame = random_frame(size, k, device, generator).expand(sequences, size, k)
     may_narrow = dtype is None and path.recurrence.to(torch.float32).dtype == torch.float32
     law = PrecisionLaw(path.recurrence.dtype, interval, may_narrow=may_narrow, limit=CHUNK)
-    tally = _Tally(sequences, k, path.states.device)
+    tally = _Tally(sequences, k, device)
     for start, stop in _stretches(steps, transient, interval):
-        factors = path.recurrence.linearise(path.states[start:stop], path.drive[start:stop])
+        factors = path.follow(stop)
         running = path.running[start:stop]
-        settled, growth = _push(path.recurrence, factors, running, frame, law)
-        if law.is_breached_by(float(growth.gap.max())):
-            law.retreat()
-            settled, growth = _push(path.recurrence, factors, running, frame, law)
+        settled, growth, gap, failed = _push(path.recurrence, factors, running, frame, law)
+        while law.refuses(gap, failed):
+            settled, growth, gap, failed = _push(path.recurrence, factors, running, frame, law)
         frame = settled
         if start >= transient:
             tally.add(growth, law.dtype, running, _log_volume(path.recurrence, factors, k))
             if tolerance is not None and tally.is_within(tolerance):
                 break
-        law.learn(float(growth.gap.max()), growth.intervals)
+        law.learn(gap, growth.intervals)
     exponents, stderr, per_sequence = tally.averages()
     exponents, order = _sorted(exponents)
     return LyapunovSpectrum(
@@ -278,17 +279,26 @@ def _stretches(steps: int, transient: int, interval: int | None) -> Iterator[tup
 
 def _push(
     recurrence: Recurrence, factors: Factors, running: list[int], frame: Tensor, law: PrecisionLaw
-) -> tuple[Tensor, Growth]:
-    """Push the frame along a stretch, in the type and at the interval that the law allows."""
-    recurrence = recurrence.to(law.dtype)
+) -> tuple[Tensor, Growth, float, bool]:
+    """Push the frame along a stretch as the law allows; with the worst gap, and whether it broke down."""
     factors = tuple(f.to(law.dtype) if f.is_floating_point() else f for f in factors)
-    return push_along(recurrence, factors, running, frame.to(law.dtype), law.interval)
+    frame, growth = push_along(
+        recurrence.to(law.dtype),
+        factors,
+        running,
+        frame.to(law.dtype),
+        law.interval,
+        may_use_blocks=law.may_use_blocks,
+    )
+    # The one time per stretch that the device is waited for.
+    gap, failed = torch.stack([growth.gap.amax(), growth.failed.to(growth.gap)]).tolist()
+    return frame, growth, gap, bool(failed)
 
 
 def _log_volume(recurrence: Recurrence, factors: Factors, k: int) -> Tensor | None:
-    """ln|det J| ``(T, B)`` in closed form, else by LU where that costs about what pushing k directions does."""
+    """ln|det J| ``(T, B)`` in closed form, else by LU where that is cheap beside pushing k directions."""
     closed = recurrence.log_volume(factors)
-    if closed is None and recurrence.state_size <= 2 * k:
+    if closed is None and recurrence.state_size <= min(2 * k, SMALL):
         return recurrence.dense_log_volume(factors)
     return closed
 

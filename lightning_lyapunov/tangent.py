@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lightning_lyapunov.orthonormal import reorthonormalise
+from lightning_lyapunov.orthonormal import by_blocks, by_householder, gaps, gaps_in_blocks, growth, prefers_blocks
 from lightning_lyapunov.recurrence import Factors, Recurrence
 
 
@@ -19,9 +18,11 @@ class Growth:
     log: Tensor
     """``(B, K)`` nats, summed over the steps of the stretch."""
     gap: Tensor
-    """``(B, K)`` nats; the most a direction fell behind the fastest within one interval."""
+    """``(B, K)`` nats; the most a direction fell behind the fastest within one interval, by :func:`gaps`."""
     intervals: int
     """How often the frame was reorthonormalised."""
+    failed: Tensor
+    """() bool: the faster way to reorthonormalise broke down, and all of this is nonsense."""
 
 
 def random_frame(size: int, k: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
@@ -33,7 +34,13 @@ def random_frame(size: int, k: int, device: torch.device, generator: torch.Gener
 
 
 def push_along(
-    recurrence: Recurrence, factors: Factors, running: list[int], frame: Tensor, interval: int
+    recurrence: Recurrence,
+    factors: Factors,
+    running: list[int],
+    frame: Tensor,
+    interval: int,
+    *,
+    may_use_blocks: bool = True,
 ) -> tuple[Tensor, Growth]:
     """Push an orthonormal frame along a stretch of trajectory.
 
@@ -45,23 +52,43 @@ def push_along(
         running: (T,) how many sequences, counted from the first row, still run at each step; never rises.
         frame: ``(B, D, K)``, orthonormal columns.
         interval: Steps between reorthonormalisations; the stretch, and a sequence, always ends with one.
+        may_use_blocks: Whether the faster way to reorthonormalise may be used, where it is the faster.
 
     Returns:
         The frame at the end, and the growth on the way.
     """
-    wide = torch.float32 if frame.device.type == "mps" else torch.float64
-    log = torch.zeros(frame.shape[0], frame.shape[2], dtype=wide, device=frame.device)
-    gap = torch.zeros_like(log)
-    since = intervals = 0
+    in_blocks = may_use_blocks and prefers_blocks(frame)
+    sequences, size, k = frame.shape
+    ends = _ends(running, interval)
+    diagonal = frame.new_ones(len(ends), sequences, k)
+    failed = torch.zeros(sequences, dtype=torch.int32, device=frame.device)
+    push = recurrence.push_forward
+    if k > recurrence.crossover:
+        factors, push = recurrence.condense(factors), recurrence.push_condensed
+    place = 0
     for t, rows in enumerate(running):
-        pushed = recurrence.push_forward(tuple(factor[t, :rows] for factor in factors), frame[:rows])
+        whole = rows == sequences
+        pushed = push(
+            tuple(factor[t] if whole else factor[t, :rows] for factor in factors), frame if whole else frame[:rows]
+        )
+        if t + 1 == ends[place][0]:
+            if in_blocks:
+                pushed, diagonal[place, :rows] = by_blocks(pushed, failed[:rows])
+            else:
+                pushed, diagonal[place, :rows] = by_householder(pushed)
+            place += 1
+        frame = pushed if whole else torch.cat([pushed, frame[rows:]])
+    log = growth(diagonal, torch.tensor([steps for _, steps in ends], device=frame.device), size)
+    gap, is_blind = gaps_in_blocks(log, frame.dtype) if in_blocks else (gaps(log), failed.any())
+    return frame, Growth(log.sum(0), gap.amax(0), len(ends), is_blind | failed.any())
+
+
+def _ends(running: list[int], interval: int) -> list[tuple[int, int]]:
+    """Where a stretch is reorthonormalised: after how many steps of it, and how many since the last time."""
+    ends, since = [], 0
+    for t, rows in enumerate(running):
         since += 1
         if since == interval or t + 1 == len(running) or running[t + 1] < rows:
-            pushed, growth = reorthonormalise(pushed, since)
-            log[:rows] += growth
-            fastest = growth.nan_to_num(nan=-math.inf).amax(-1, keepdim=True)
-            gap[:rows] = torch.maximum(gap[:rows], fastest - growth)
-            intervals += 1
+            ends.append((t + 1, since))
             since = 0
-        frame = pushed if rows == len(frame) else torch.cat([pushed, frame[rows:]])
-    return frame, Growth(log, gap, intervals)
+    return ends

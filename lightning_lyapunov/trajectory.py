@@ -6,8 +6,9 @@ after another and each keeps a trajectory of its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -15,11 +16,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from lightning_lyapunov.recurrence import Cell, CellMap, Recurrence, State, as_parts, cast_tensors, module_map
+from lightning_lyapunov.recurrence import Cell, CellMap, Factors, Recurrence, State, as_parts, cast_tensors, module_map
 
 Inputs = Tensor | PackedSequence
 Families = (nn.RNN, nn.GRU, nn.LSTM)
 Cells = (nn.RNNCell, nn.GRUCell, nn.LSTMCell)
+STRETCH = 32
+"""Steps that are run and linearised at once: what bounds the memory."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +53,76 @@ class Sequences:
         return values[source, torch.arange(values.shape[1], device=values.device)]
 
 
-@dataclass(frozen=True)
 class Trajectory:
-    """The path of one map: what is needed to linearise it at every step."""
+    """The path of one map, run stretch by stretch as it is needed: no more than a stretch of it is held.
 
-    recurrence: Recurrence
-    drive: Tensor
-    """``(T, B, ...)`` what :meth:`~lightning_lyapunov.recurrence.Recurrence.drive` made of the inputs."""
-    states: Tensor
-    """``(T + 1, B, D)``; ``states[t]`` is the state before step t."""
-    running: list[int]
-    """(T,) how many sequences, counted from the first row, still run at each step."""
-    order: Tensor | None
-    """(B,) the user's row of each row here; None if it is the same."""
+    Args:
+        recurrence: The map.
+        inputs: ``(T, B, ...)`` what drives it, or a function that gives this once it is needed.
+        initial: ``(B, D)`` the state before the first step.
+        running: (T,) how many sequences, counted from the first row, still run at each step.
+        order: (B,) the user's row of each row here; None if it is the same.
+        drives_another: Whether the outputs are kept for a layer above.
+    """
+
+    def __init__(
+        self,
+        recurrence: Recurrence,
+        inputs: Tensor | Callable[[], Tensor],
+        initial: Tensor,
+        running: list[int],
+        order: Tensor | None = None,
+        *,
+        drives_another: bool = False,
+    ) -> None:
+        self.recurrence, self.initial, self.running, self.order = recurrence, initial, running, order
+        self._inputs, self._drives_another = inputs, drives_another
+        self._state, self._time, self._outputs = initial, 0, list[Tensor]()
+
+    @property
+    def inputs(self) -> Tensor:
+        """``(T, B, ...)`` what drives the map."""
+        if not isinstance(self._inputs, Tensor):
+            self._inputs = self._inputs()
+        return self._inputs
+
+    @property
+    def state(self) -> Tensor:
+        """``(B, D)`` the state that the path has been followed to."""
+        return self._state
+
+    def follow(self, stop: int) -> Factors:
+        """Factors ``(S, B, ...)`` of the Jacobians from where the path was last followed to, up to step ``stop``."""
+        states, factors = self.recurrence.follow(self.inputs[self._time : stop], self._state)
+        self._advance(states, stop)
+        return factors
+
+    def skip(self, stop: int) -> None:
+        """Follow the path without linearising it."""
+        inputs = self.inputs[self._time : stop]
+        self._advance(self.recurrence.run(inputs, self.recurrence.drive(inputs), self._state), stop)
+
+    def _advance(self, states: Tensor, stop: int) -> None:
+        self._state, self._time = states[-1].clone(), stop
+        if self._drives_another:
+            self._outputs.append(states[1:, :, : self.recurrence.output_size].clone())
+
+    def outputs(self) -> Tensor:
+        """``(T, B, output_size)`` what a layer above sees; follows the rest of the path if need be."""
+        while self._time < len(self.running):
+            self.skip(min(self._time + STRETCH, len(self.running)))
+        self._outputs = [torch.cat(self._outputs)]
+        return self._outputs[0]
+
+    @property
+    def drive(self) -> Tensor:
+        """``(T, B, ...)`` what the map makes of all the inputs."""
+        return self.recurrence.drive(self.inputs)
+
+    @property
+    def states(self) -> Tensor:
+        """``(T + 1, B, D)`` the whole path at once; ``states[t]`` is the state before step t."""
+        return self.recurrence.run(self.inputs, self.drive, self.initial)
 
 
 def unwrap(system: object) -> Any:
@@ -122,19 +182,6 @@ def device_of(system: object, inputs: Inputs | None, state: State | None) -> tor
     return next((tensor.device for tensor in tensors if isinstance(tensor, Tensor)), torch.device("cpu"))
 
 
-def _run(recurrence: Recurrence, drive: Tensor, state: Tensor) -> Tensor:
-    states = torch.empty((len(drive) + 1, *state.shape), dtype=state.dtype, device=state.device)
-    states[0] = state
-    for t in range(len(drive)):
-        states[t + 1] = recurrence.step(states[t], drive[t])
-    return states
-
-
-def _trajectory(recurrence: Recurrence, sequences: Sequences, values: Tensor, state: Tensor) -> Trajectory:
-    drive = recurrence.drive(values)
-    return Trajectory(recurrence, drive, _run(recurrence, drive, state), sequences.running, sequences.order)
-
-
 # ------------------------------------------------------------------ torch's modules and cells
 
 
@@ -150,18 +197,26 @@ def _module_trajectories(
     initial = _initial_states(module, state, sequences, dtype, device)
     directions = ("", "_reverse") if module.bidirectional else ("",)
 
-    result, values = {}, sequences.values
+    def outputs_of(layer: int) -> Tensor:
+        parts = [result[f"l{layer}{direction}"].outputs() for direction in directions]
+        return torch.cat([parts[0], *(sequences.reversed(part) for part in parts[1:])], -1)
+
+    def inputs_of(layer: int, direction: str) -> Tensor:
+        values = outputs_of(layer - 1) if layer else sequences.values
+        return sequences.reversed(values) if direction else values
+
+    result: dict[str, Trajectory] = {}
     for layer in range(module.num_layers):
-        outputs = []
         for d, direction in enumerate(directions):
-            recurrence = module_map(module, dtype, f"_l{layer}{direction}")
-            driving = sequences.reversed(values) if direction else values
             row = len(directions) * layer + d
-            trajectory = _trajectory(recurrence, sequences, driving, torch.cat([part[row] for part in initial], -1))
-            output = trajectory.states[1:, :, : recurrence.output_size]
-            outputs.append(sequences.reversed(output) if direction else output)
-            result[f"l{layer}{direction}"] = trajectory
-        values = torch.cat(outputs, -1)
+            result[f"l{layer}{direction}"] = Trajectory(
+                module_map(module, dtype, f"_l{layer}{direction}"),
+                partial(inputs_of, layer, direction),
+                torch.cat([part[row] for part in initial], -1),
+                sequences.running,
+                sequences.order,
+                drives_another=layer + 1 < module.num_layers,
+            )
     return result
 
 
@@ -175,7 +230,8 @@ def _cell_trajectory(
     sequences = _sequences(cell, inputs, state, steps, dtype, device, batch_axis=1)
     initial = _initial_states(cell, state, sequences, dtype, device)
     recurrence = module_map(cell, dtype)
-    return {"cell": _trajectory(recurrence, sequences, sequences.values, torch.cat([p[0] for p in initial], -1))}
+    state_0 = torch.cat([part[0] for part in initial], -1)
+    return {"cell": Trajectory(recurrence, sequences.values, state_0, sequences.running, sequences.order)}
 
 
 def check_supported(module: nn.Module) -> None:
@@ -361,7 +417,7 @@ def _callable_trajectory(
     initial = recurrence.flatten(template).detach().to(device=device, dtype=dtype)
     _check_step(recurrence, sequences.values[0], initial)
     recurrence.castable = recurrence.castable and widest and _runs_narrow(recurrence, sequences.values[0], initial)
-    return {"cell": _trajectory(recurrence, sequences, sequences.values, initial)}
+    return {"cell": Trajectory(recurrence, sequences.values, initial, sequences.running, sequences.order)}
 
 
 def _check_step(recurrence: CellMap, first: Tensor, state: Tensor) -> None:

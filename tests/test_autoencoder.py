@@ -1,11 +1,13 @@
-"""The autoencoder and the ridge: against what must not matter, least squares by torch, spectra made of one number."""
+"""The autoencoder and the ridge: against what must not matter, an optimiser of scipy, spectra made of one number."""
 
 import copy
 import math
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 from scipy.stats import spearmanr
 from systems import noise
 from torch import Tensor
@@ -13,6 +15,7 @@ from torch import Tensor
 from lightning_lyapunov.aelle.autoencoder import HEADS, AeLLE
 from lightning_lyapunov.aelle.features import ARCHITECTURES, CONTEXT, HAND, LEVELS, Rows, context, hand_features
 from lightning_lyapunov.aelle.fitting import Ridge, fit_autoencoder, forget, ridge_features, targets
+from lightning_lyapunov.aelle.training import PENALTIES
 
 NAN = math.nan
 
@@ -232,34 +235,83 @@ def test_targets_by_their_thresholds() -> None:
 # ------------------------------------------------------------------ the ridge
 
 
-def test_ridge_without_penalty_is_least_squares() -> None:
-    """Against torch.linalg.lstsq on rows multiplied by the roots of their weights."""
-    values = noise(60, 6, seed=3)
-    x, y, w = 3 * values[:, :4] + 1, values[:, 4:], noise(60, seed=4).abs() + 0.1
-    root = w.sqrt().unsqueeze(1)
-    design = torch.cat([x, torch.ones(60, 1, dtype=torch.float64)], 1)
-    expected = design @ torch.linalg.lstsq(root * design, root * y).solution
-    fitted = Ridge.fit(x.float(), y.float(), w.float(), penalty=1e-9)
-    torch.testing.assert_close(fitted(x.float()).double(), expected, rtol=1e-4, atol=1e-4)
+INTERCEPT = 1e-3
+"""The penalty of the intercept: with no slopes, and weights of 1 on average, N (p - mean) + INTERCEPT logit(p) = 0."""
+
+
+def answers(count: int, outputs: int = 1, seed: int = 0) -> Tensor:
+    """Skills, between 0 and 1."""
+    return torch.sigmoid(1.5 * noise(count, outputs, seed=seed)).float()
+
+
+def minimised(x: np.ndarray, y: np.ndarray, weights: np.ndarray, penalty: float) -> np.ndarray:
+    """What L-BFGS predicts in float64 from the objective alone: cross-entropy of the answers known, and penalties."""
+    centre = np.average(x, axis=0, weights=weights)
+    x = (x - centre) / np.sqrt(np.average((x - centre) ** 2, axis=0, weights=weights))
+    x = np.concatenate([x, np.ones((len(x), 1))], 1)
+    penalties = np.append(np.full(x.shape[1] - 1, penalty / 4), INTERCEPT)
+    known = ~np.isnan(y)
+    counts = weights[known] * len(x) / weights.sum()
+
+    def objective(beta: np.ndarray) -> tuple[float, np.ndarray]:
+        z = x[known] @ beta
+        value = counts @ (np.logaddexp(0, z) - y[known] * z) + penalties @ beta**2 / 2
+        return value, x[known].T @ (counts * (1 / (1 + np.exp(-z)) - y[known])) + penalties * beta
+
+    beta = minimize(
+        objective, np.zeros(x.shape[1]), jac=True, method="L-BFGS-B", options={"ftol": 0, "gtol": 1e-9, "maxiter": 5000}
+    ).x
+    return 1 / (1 + np.exp(-x @ beta))
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_ridge_is_what_an_optimiser_finds(penalty: float) -> None:
+    """Skills, rare bits, and skills of which every third is not known, from features some of which are skewed."""
+    x, w = noise(80, 6, seed=3), noise(80, seed=4).abs() + 0.1
+    x = torch.cat([3 * x[:, :4] + 1, x[:, 4:].exp()], 1)
+    skills = torch.sigmoid(x[:, 0] - noise(80, seed=5))
+    holes = torch.where(torch.arange(80) % 3 == 0, NAN, skills)
+    y = torch.stack([skills, (x[:, 1] + noise(80, seed=6) > 5).double(), holes], 1)
+    assert 0 < int(y[:, 1].sum()) < 12
+    said = Ridge.fit(x.float(), y.float(), w.float(), penalty)(x.float())
+    for ours, column in zip(said.T, y.T, strict=True):
+        expected = minimised(x.float().double().numpy(), column.float().double().numpy(), w.numpy(), penalty)
+        assert ours.numpy() == pytest.approx(expected, abs=2e-5)
+
+
+def test_ridge_penalty_is_that_of_least_squares_around_one_half() -> None:
+    """There the logistic curve is straight: against torch.linalg.lstsq with a row for the penalty of each feature."""
+    x, y = noise(60, 4, seed=3), 0.5 + 0.01 * noise(60, 1, seed=4)
+    standard = (x - x.mean(0)) / x.std(0, correction=0)
+    design = torch.cat([standard, torch.ones(60, 1, dtype=torch.float64)], 1)
+    rows = torch.cat([design, math.sqrt(20.0) * torch.eye(5, dtype=torch.float64)[:4]])
+    expected = design @ torch.linalg.lstsq(rows, torch.cat([y, torch.zeros(4, 1, dtype=torch.float64)])).solution
+    said = Ridge.fit(x.float(), y.float(), torch.ones(60), penalty=20.0)(x.float())
+    # The next term of the curve is z³ / 48, and logits are below 4 * 0.03; the intercept's penalty adds less.
+    torch.testing.assert_close(said.double(), expected, rtol=0, atol=(4 * 0.03) ** 3 / 48)
 
 
 def test_ridge_weight_of_two_is_the_row_twice() -> None:
-    x, y = noise(20, 3, seed=1).float(), noise(20, 1, seed=2).float()
+    """And of none is no row; as many rows in both, so that penalties are worth the same."""
+    x, y = noise(25, 3, seed=1).float(), answers(25, seed=2)
+    x[20:], y[20:] = 3.0, 1.0
     twice = torch.cat([torch.arange(20), torch.arange(5)])
-    w = torch.cat([torch.full((5,), 2.0), torch.ones(15)])
-    ours, theirs = Ridge.fit(x, y, w, 1e-9), Ridge.fit(x[twice], y[twice], torch.ones(25), 1e-9)
-    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+    w = torch.cat([torch.full((5,), 2.0), torch.ones(15), torch.zeros(5)])
+    ours, theirs = Ridge.fit(x, y, w, 3.0), Ridge.fit(x[twice], y[twice], torch.ones(25), 3.0)
+    torch.testing.assert_close(ours(x[:20]), theirs(x[:20]), rtol=1e-5, atol=1e-6)
 
 
 def test_ridge_with_all_the_penalty_is_the_weighted_mean() -> None:
-    x, y, w = noise(30, 2).float(), noise(30, 1, seed=1).float(), noise(30, seed=2).abs().float()
-    expected = (w.unsqueeze(1) * y).sum() / w.sum()
+    """But for what the penalty of the intercept takes."""
+    x, y, w = noise(30, 2).float(), answers(30, seed=1) ** 2, noise(30, seed=2).abs().float()
+    mean = (w.unsqueeze(1) * y).sum() / w.sum()
     said = Ridge.fit(x, y, w, penalty=1e9)(x)
-    torch.testing.assert_close(said, expected.expand(30, 1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(said, mean - INTERCEPT * said.logit() / 30, rtol=0, atol=1e-6)
+    torch.testing.assert_close(said, mean.expand(30, 1), rtol=0, atol=1e-4)
 
 
 def test_features_that_are_not_known_count_as_average() -> None:
-    x, y = noise(40, 3, seed=5).float(), noise(40, 1, seed=6).float()
+    x, y = noise(40, 3, seed=5).float(), answers(40, seed=6)
     holes = x.clone()
     holes[:10, 1] = NAN
     filled = holes.clone()
@@ -269,26 +321,79 @@ def test_features_that_are_not_known_count_as_average() -> None:
     torch.testing.assert_close(fitted.centre[1], x[10:, 1].mean())
     torch.testing.assert_close(fitted.spread[1], x[10:, 1].std(correction=0))
     assert fitted(torch.full((1, 3), NAN)).isfinite().all()
-    nothing = Ridge.fit(torch.full((5, 2), NAN), y[:5], torch.ones(5))
-    torch.testing.assert_close(nothing(torch.tensor([[3.0, -5.0]]))[0, 0], y[:5].mean())
 
 
-def test_wanted_values_that_are_not_known_count_as_average() -> None:
-    x, y = noise(30, 2, seed=5).float(), noise(30, 2, seed=6).float()
-    y[::3, 1] = NAN
-    filled = torch.where(y.isnan(), y[:, 1][~y[:, 1].isnan()].mean(), y)
-    torch.testing.assert_close(Ridge.fit(x, y, torch.ones(30))(x), Ridge.fit(x, filled, torch.ones(30))(x))
+def test_features_that_nobody_knows_leave_the_mean() -> None:
+    """But for what the penalty of the intercept takes."""
+    y = answers(5, seed=6)
+    said = Ridge.fit(torch.full((5, 2), NAN), y, torch.ones(5))(torch.tensor([[3.0, -5.0]]))[0, 0]
+    torch.testing.assert_close(said, y.mean() - INTERCEPT * said.logit() / 5, rtol=0, atol=1e-6)
+
+
+def test_answers_that_are_not_known_are_left_out() -> None:
+    """As if there were only the other rows: those left out repeat their features, so that averages are the same."""
+    x, y = noise(30, 3, seed=5).float(), answers(30, 2, seed=6)
+    double = torch.cat([x, x.flip(0)])
+    whole = torch.cat([y, answers(30, 2, seed=7)])
+    holes = torch.stack([whole[:, 0], torch.cat([y[:, 1], torch.full((30,), NAN)])], 1)
+    said = Ridge.fit(double, holes, torch.ones(60), 3.0)(x)
+    torch.testing.assert_close(said[:, 1], Ridge.fit(x, y, torch.ones(30), 3.0)(x)[:, 1])
+    torch.testing.assert_close(said[:, 0], Ridge.fit(double, whole, torch.ones(60), 3.0)(x)[:, 0])
+
+
+def test_a_column_without_answers_says_nothing() -> None:
+    x, y = noise(20, 2).float(), answers(20, 3, seed=1)
+    y[:, 1] = NAN
+    said = Ridge.fit(x, y, torch.ones(20))(x)
+    assert said.isnan().all(0).tolist() == [False, True, False]
+    assert said[:, [0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("answer", [0.0, 1.0])
+def test_answers_that_are_all_the_same_are_nearly_said(answer: float) -> None:
+    """No logit is infinite: with no slopes, N |p - answer| = INTERCEPT |logit(p)|, which is below 0.02."""
+    x = noise(200, 3).float()
+    fitted = Ridge.fit(x, torch.full((200, 1), answer), torch.ones(200))
+    said = torch.cat([fitted(x), fitted(100 * x)])
+    assert ((said > 0) & (said < 1)).all()
+    assert float((said - answer).abs().max()) < 0.02 / 200 * 1.1  # a tenth: Newton's method is not quite there
+
+
+@pytest.mark.parametrize("features", [1, 100], ids=["one feature", "more than rows"])
+def test_answers_that_can_be_separated_stay_finite(features: int) -> None:
+    """Without a penalty the slopes would grow for ever: with the least of those tried, all is told apart."""
+    x = noise(60, features, seed=1).float()
+    y = (x[:, :1] > 0.3).float()
+    fitted = Ridge.fit(x, y, torch.ones(60), min(PENALTIES))
+    said = fitted(x)
+    assert fitted.coefficients.isfinite().all()
+    assert ((said > 0) & (said < 1)).all()
+    assert float(((said > 0.5) == (y > 0.5)).float().mean()) > 0.95
 
 
 @pytest.mark.parametrize("value", [0.7, -4.3, 1e3])
 def test_a_feature_that_never_varied_does_not_matter_when_it_does(value: float) -> None:
     """It says nothing of the rows that were fitted on, so nothing follows from it."""
-    x, y = noise(30, 2, seed=5).float(), noise(30, 1, seed=6).float()
+    x, y = noise(30, 2, seed=5).float(), answers(30, seed=6)
     x[:, 1] = value
     fitted = Ridge.fit(x, y, torch.full((30,), 0.3))
     moved = x.clone()
     moved[:, 1] += 1.0
     torch.testing.assert_close(fitted(moved), fitted(x), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "updates"), [("gru", 0), ("gru", 800), ("lstm", 160), (None, None)], ids=["young", "old", "LSTM", "untold"]
+)
+def test_what_never_varied_does_not_matter_in_products_either(kind: str | None, updates: int | None) -> None:
+    """All were GRUs after 160 updates: times one of these, a feature says nothing but what it says itself."""
+    seen, moved = (
+        ridge_features(Rows(drawn(40).spectrum, context(k, 32, u).repeat(40, 1)))
+        for k, u in (("gru", 160), (kind, updates))
+    )
+    fitted = Ridge.fit(seen, answers(40, seed=6), torch.ones(40))
+    assert float(fitted(seen).std()) > 0.05  # not all the same
+    torch.testing.assert_close(fitted(moved), fitted(seen), rtol=0, atol=1e-3)
 
 
 def test_ridge_features_are_context_hand_features_and_their_products() -> None:

@@ -154,6 +154,7 @@ def test_command_builds_a_bank_and_continues_one(
     bank = Bank.load(tmp_path / "trial.safetensors")
     assert bank.column("cell") == ["gru", "gru", "lstm", "lstm", "rnn", "rnn"]
     assert [tuple(spectrum.shape) for spectrum in bank.spectra] == [(2, 4)] * 2 + [(2, 8)] * 2 + [(2, 4)] * 2
+    assert {tuple(error.shape) for error in bank.stderr} == {(2, 3)}
     assert bank.final.isfinite().all()
 
     (tmp_path / "trial" / "adding-20_lstm_4_0.safetensors").unlink()

@@ -1,4 +1,4 @@
-"""Gate, intervals and familiarity: rankings that must hold, noise that was put in, and values worked by hand."""
+"""Shares, gate, intervals and familiarity: what was put in, rankings that must hold, and values worked by hand."""
 
 import itertools
 import math
@@ -12,10 +12,12 @@ from torch import Tensor
 from lightning_lyapunov.aelle.calibration import (
     BINS,
     KNOTS,
+    PARTS,
     TRUSTS,
     Familiarity,
     Gate,
     Intervals,
+    Shares,
     _logistic,
     _ranks,
     knowledge,
@@ -42,6 +44,147 @@ def uniform(count: int, seed: int) -> Tensor:
 
 def gate_of(trust: float, offset: float = -1.0, slope: float = 3.0) -> Gate:
     return Gate(*(torch.full((len(KNOTS),), value) for value in (trust, offset, slope)))
+
+
+# ------------------------------------------------------------------ shares
+
+STATES = ("no spectrum", "a part of it", "all of it", "no spectrum, skill", "a part of it, skill", "all of it, skill")
+
+
+def rows_in(state: int, count: int, updates: int = 40) -> Rows:
+    """Rows of which so much is known."""
+    rows = rows_of(count, updates=updates, skill=torch.full((count,), 0.3) if state >= 3 else None)
+    rows.spectrum[:, (0, 5, LEVELS + 1)[state % 3] :] = NAN
+    return rows
+
+
+def together(*parts: Rows) -> Rows:
+    return Rows(torch.cat([part.spectrum for part in parts]), torch.cat([part.context for part in parts]))
+
+
+def everywhere(count: int) -> Rows:
+    """So many rows in every state at every knot, in this order."""
+    return together(*(rows_in(state, count, int(knot)) for state in range(6) for knot in KNOTS))
+
+
+@pytest.mark.parametrize("state", range(6), ids=STATES)
+def test_each_state_of_knowledge_has_a_share_of_its_own(state: int) -> None:
+    assert Shares.state(rows_in(state, 2)).tolist() == [state] * 2
+    table = torch.arange(6.0).view(6, 1, 1).expand(6, len(KNOTS), 2) / 10
+    torch.testing.assert_close(Shares(table)(rows_in(state, 3)), torch.full((3, 2), state / 10))
+
+
+def test_neither_the_mean_nor_the_kind_nor_the_size_is_needed_for_a_state() -> None:
+    rows = rows_in(2, 1)
+    rows.spectrum[:, LEVELS] = NAN
+    rows.context[:] = NAN
+    assert Shares.state(rows).tolist() == [2]
+
+
+def test_shares_go_to_whoever_is_exact() -> None:
+    """Of the first head the models say what is wanted and the ridge noise; of the second, the other way round."""
+    rows = everywhere(6)
+    wanted, wrong = (noise(len(rows), 2, seed=seed).float() for seed in (0, 1))
+    models_are_right = torch.tensor([True, False])
+    by_model, by_ridge = (torch.where(right, wanted, wrong) for right in (models_are_right, ~models_are_right))
+    fitted = Shares.fit(by_model, by_ridge, rows, wanted, torch.ones(len(rows)))
+    assert torch.equal(fitted.table, torch.tensor([1.0, 0.0]).expand(6, len(KNOTS), 2))
+    assert torch.equal(fitted(rows), torch.tensor([1.0, 0.0]).expand(len(rows), 2))
+
+
+def test_shares_are_found_for_each_head_state_and_knot_alone() -> None:
+    """Models and ridge err to opposite sides, so that one share of those tried, drawn for each, leaves no error."""
+    drawn = torch.randint(len(PARTS), (6, len(KNOTS), 4), generator=torch.Generator().manual_seed(0))
+    put_in = torch.tensor(PARTS)[drawn]
+    rows, each = everywhere(6), put_in.flatten(0, 1).repeat_interleave(6, 0)
+    wanted = noise(len(rows), 4).float()
+    fitted = Shares.fit(wanted + 0.3 * (1 - each), wanted - 0.3 * each, rows, wanted, torch.ones(len(rows)))
+    assert torch.equal(fitted.table, put_in)
+    torch.testing.assert_close(fitted(rows), each)
+
+
+@pytest.mark.parametrize(("weight", "share"), [(1.0, 0.5), (3.0, 0.75), (1 / 3, 0.25), (0.0, 0.0)])
+def test_rows_count_for_the_shares_as_they_weigh(weight: float, share: float) -> None:
+    """The models are right of one half, the ridge of the other: w (1 - p)² + p² is least at p = w / (w + 1)."""
+    right = torch.arange(20).remainder(2).unsqueeze(1) == 0
+    weights = torch.where(right[:, 0], weight, 1.0)
+    wanted = torch.zeros(20, 1)
+    by_model, by_ridge = (torch.where(where, 0.0, 0.5) for where in (right, ~right))
+    fitted = Shares.fit(by_model, by_ridge, rows_in(2, 20), wanted, weights)
+    assert fitted.table[2].flatten().tolist() == [share] * len(KNOTS)
+
+
+def test_a_knot_of_fewer_than_five_rows_is_that_of_its_state() -> None:
+    """Models right of 20 rows at one, the ridge of 4 at another: 20 (1 - p)² + 4 p² is least at 5/6, nearest 3/4."""
+    rows = together(rows_in(2, 20, 40), rows_in(2, 4, 160))
+    right = torch.arange(24).unsqueeze(1) < 20
+    by_model, by_ridge = (torch.where(where, 0.0, 0.5) for where in (right, ~right))
+    fitted = Shares.fit(by_model, by_ridge, rows, torch.zeros(24, 1), torch.ones(24))
+    assert fitted.table[2].flatten().tolist() == [0.75, 0.75, 1.0, 0.75, 0.75]
+
+
+def test_states_without_rows_are_shared_evenly() -> None:
+    wanted = noise(20, 3).float()
+    fitted = Shares.fit(wanted, wanted + 1, rows_in(4, 20), wanted, torch.ones(20))
+    assert (fitted.table[4] == 1).all()
+    assert (fitted.table[[0, 1, 2, 3, 5]] == 0.5).all()
+    assert torch.equal(Shares.equal(3).table, torch.full((6, len(KNOTS), 3), 0.5))
+
+
+def test_noise_does_not_decide_between_models_and_ridge() -> None:
+    """Whose errors differ in the fifth decimal: the ridge alone, as the first of those tried."""
+    wanted = uniform(30, 0).unsqueeze(1)
+    by_model, by_ridge = wanted + 0.003, wanted + 0.004
+    fitted = Shares.fit(by_model, by_ridge, rows_in(2, 30), wanted, torch.ones(30))
+    assert (fitted.table[2] == 0).all()
+
+
+@pytest.mark.parametrize("unanswered", ["a few", "nearly all", "a knot", "all"])
+def test_answers_that_are_not_known_do_not_count_for_the_shares(unanswered: str) -> None:
+    """Of one head, the other being told all: its shares are what they are without those rows."""
+    count = 400
+    rows = together(rows_in(2, count // 2, 40), rows_in(2, count // 2, 160))
+    index = torch.arange(count)
+    hidden = {
+        "a few": index % 10 == 0, "nearly all": index % 40 != 0, "a knot": index >= count // 2, "all": index >= 0
+    }[unanswered]  # fmt: skip
+    wanted = uniform(count, 0).unsqueeze(1).repeat(1, 2)
+    by_model = torch.where(hidden.unsqueeze(1), wanted - 0.4, wanted + 0.01)  # at its worst where nobody knows
+    by_ridge = torch.where(hidden.unsqueeze(1), wanted, wanted + 0.05)
+    told = torch.stack([wanted[:, 0], torch.where(hidden, NAN, wanted[:, 1])], 1)
+    fitted = Shares.fit(by_model, by_ridge, rows, told, torch.ones(count))
+    both = Shares.fit(by_model, by_ridge, rows, wanted, torch.ones(count))
+    assert torch.equal(fitted.table[..., 0], both.table[..., 0])
+    seen = ~hidden
+    alone = Shares.fit(by_model[seen], by_ridge[seen], rows[seen], told[seen], torch.ones(int(seen.sum())))
+    assert torch.equal(fitted.table[..., 1], alone.table[..., 1])
+
+
+def test_shares_are_interpolated_between_knots_on_a_logarithmic_scale() -> None:
+    """Half way between the logarithms of 1 + updates / 10 lies the mean of two knots; each head has its own."""
+    by_knot = torch.tensor([0.0, 1.0, 0.5, 0.25, 0.75])
+    table = torch.zeros(6, len(KNOTS), 2)
+    table[2] = torch.stack([by_knot, 1 - by_knot], 1)
+
+    def at(updates: float | None) -> float:
+        rows = rows_in(2, 1)
+        rows.context[:, CONTEXT.index("log_updates")] = NAN if updates is None else math.log1p(updates / 10)
+        first, second = Shares(table)(rows)[0].tolist()
+        assert second == pytest.approx(1 - first)
+        return first
+
+    assert [at(knot) for knot in KNOTS] == pytest.approx(by_knot.tolist(), abs=1e-5)
+    halves = [10 * (math.sqrt((1 + a / 10) * (1 + b / 10)) - 1) for a, b in itertools.pairwise(KNOTS)]
+    assert [at(u) for u in halves] == pytest.approx([0.5, 0.75, 0.375, 0.5], abs=1e-5)
+    assert at(100_000) == pytest.approx(0.75)  # the last knot
+    assert at(None) == pytest.approx(0.5)  # one epoch
+
+
+def test_shares_are_written_and_read_under_their_name() -> None:
+    table = uniform(6 * len(KNOTS) * 4, 0).view(6, len(KNOTS), 4)
+    written = Shares(table).tensors("here")
+    assert set(written) == {"here.table"}
+    assert torch.equal(Shares.of("here", written).table, table)
 
 
 # ------------------------------------------------------------------ gate

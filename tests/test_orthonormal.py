@@ -8,13 +8,32 @@ from systems import noise, orthogonal
 from torch import Tensor
 
 from lightning_lyapunov.orthonormal import (
+    LEAF,
+    SLACK,
     TOLERANCE,
     PrecisionLaw,
+    by_blocks,
+    by_householder,
     gap_budget,
+    gaps,
+    gaps_in_blocks,
+    growth,
     longest_interval,
-    reorthonormalise,
+    prefers_blocks,
     unit_roundoff,
 )
+
+NAN = math.nan
+METHODS = ("householder", "blocks")
+both_methods = pytest.mark.parametrize("method", METHODS)
+
+
+def reorthonormalise(tangents: Tensor, steps: int, method: str = "householder") -> tuple[Tensor, Tensor]:
+    """Frame and growth, after so many steps; by blocks nothing may have failed."""
+    failed = torch.zeros(len(tangents), dtype=torch.int32, device=tangents.device)
+    frame, diagonal = by_householder(tangents) if method == "householder" else by_blocks(tangents.clone(), failed)
+    assert not failed.any()
+    return frame, growth(diagonal[None], torch.tensor([steps], device=tangents.device), tangents.shape[1])[0]
 
 
 def with_diagonal(diagonal: list[float], columns: int | None = None) -> Tensor:
@@ -24,30 +43,111 @@ def with_diagonal(diagonal: list[float], columns: int | None = None) -> Tensor:
     return (orthogonal(size)[:, :k] @ (strict + torch.diag(torch.tensor(diagonal, dtype=torch.float64))))[None]
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 6, 6), (3, 6, 2), (2, 40, 40), (5, 33, 1)])
-def test_frame_is_orthonormal_and_spans_the_same_flag(shape: tuple[int, int, int], device: torch.device) -> None:
-    tangents = noise(*shape).to(device)
-    frame, growth = reorthonormalise(tangents, 1)
-    torch.testing.assert_close(frame.mT @ frame, torch.eye(shape[2], device=device).double().expand(shape[0], -1, -1))
+@both_methods
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (3, 6, 6), (3, 6, 2), (2, 40, 40), (5, 33, 1), (2, 80, 65), (1, 130, 130)]
+)
+def test_frame_is_orthonormal_and_spans_the_same_flag(
+    shape: tuple[int, int, int], method: str, device: torch.device
+) -> None:
+    # Not too far from orthonormal: of what is, Cholesky keeps less.
+    tangents = (noise(*shape) / math.sqrt(shape[1]) + 2 * torch.eye(*shape[1:])).to(device)
+    frame, log = reorthonormalise(tangents, 1, method)
+    eye = torch.eye(shape[2], device=device).double().expand(shape[0], -1, -1)
+    torch.testing.assert_close(frame.mT @ frame, eye, rtol=0.0, atol=1e-12)
     r = frame.mT @ tangents
-    torch.testing.assert_close(r.tril(-1), torch.zeros_like(r), rtol=0.0, atol=1e-13)
-    torch.testing.assert_close(frame @ r, tangents)
+    torch.testing.assert_close(r.tril(-1), torch.zeros_like(r), rtol=0.0, atol=1e-12)
+    torch.testing.assert_close(frame @ r, tangents, rtol=0.0, atol=1e-12)
     # The volume spanned by the vectors is the product of the growths.
-    torch.testing.assert_close((tangents.mT @ tangents).logdet(), 2 * growth.sum(-1), rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close((tangents.mT @ tangents).logdet(), 2 * log.sum(-1), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("k", [1, LEAF - 1, LEAF, LEAF + 1, 3 * LEAF, 5 * LEAF + 7])
+def test_blocks_find_what_householder_finds(k: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Directions that spread by 2 nats, as within an interval that the law allows."""
+    q, p = orthogonal(200), orthogonal(k, 1)
+    spread = torch.linspace(0, -2, k, dtype=torch.float64).exp()
+    tangents = (q[:, :k] * spread @ p)[None].to(device, dtype)
+    (frame, log), (expected_frame, expected) = (reorthonormalise(tangents, 1, method) for method in METHODS[::-1])
+    near = 1e-4 if dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(log, expected, rtol=0.0, atol=near)
+    torch.testing.assert_close(frame.abs(), expected_frame.abs(), rtol=0.0, atol=20 * near)  # columns up to a sign
+
+
+def test_blocks_say_where_they_broke_down() -> None:
+    """The second of three sequences has a NaN: its Gram matrix is not positive definite."""
+    tangents = noise(3, 40, 20)
+    tangents[1, 5, 3] = NAN
+    failed = torch.zeros(3, dtype=torch.int32)
+    frame, _ = by_blocks(tangents, failed)
+    assert (failed != 0).tolist() == [False, True, False]
+    assert frame[::2].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [4, 32, 96])
+def test_blocks_break_down_or_are_blind_where_directions_have_no_image(size: int, dtype: torch.dtype) -> None:
+    """Half of the columns lie in the span of the other half, in random order, as far as rounding lets them."""
+    low = size // 2
+    for seed in range(5):
+        living = orthogonal(size, seed)[:, :low]
+        every = torch.cat([living, living @ orthogonal(low, seed + 9)], 1)
+        order = torch.randperm(2 * low, generator=torch.Generator().manual_seed(seed))
+        failed = torch.zeros(1, dtype=torch.int32)
+        _, diagonal = by_blocks(every[:, order].to(dtype)[None], failed)
+        log = growth(diagonal[None], torch.ones(1), size)
+        assert failed.any() or gaps_in_blocks(log, dtype)[1]
+
+
+def test_blocks_are_for_many_directions_and_sequences_on_a_cpu() -> None:
+    assert prefers_blocks(torch.empty(16, 64, 32)) and prefers_blocks(torch.empty(1, 256, 256))
+    assert not prefers_blocks(torch.empty(1, 64, 32)) and not prefers_blocks(torch.empty(16, 64, 4))
+    assert prefers_blocks(torch.empty(1, 64, 4, device="meta"))
+
+
+# ------------------------------------------------------------------ gaps
+
+
+def test_gap_is_the_distance_to_the_fastest() -> None:
+    log = torch.tensor([[1.0, 3.0, -2.0], [0.0, -math.inf, -1.0]], dtype=torch.float64)
+    assert gaps(log).tolist() == [[2.0, 0.0, 5.0], [0.0, math.inf, 1.0]]
+
+
+def test_blocks_that_spread_burden_what_comes_after() -> None:
+    """One block spreads by 8, the next follows 1 below it: u e^{2 · 8 + 9} instead of u e^9, less the slack."""
+    log = torch.zeros(1, 2 * LEAF, dtype=torch.float64)
+    log[0, LEAF - 1], log[0, LEAF:] = -8.0, -9.0
+    gap, is_blind = gaps_in_blocks(log[0], torch.float64)
+    assert not is_blind and gaps_in_blocks(log[0], torch.float32)[1]
+    assert gap[0] == 0 and gap[LEAF - 1] == pytest.approx(max(8.0, 2 * 8 - SLACK))
+    assert gap[LEAF:].tolist() == pytest.approx([2 * 8 + 9 - SLACK] * LEAF)
+    assert gaps(log)[0, LEAF:].tolist() == [9.0] * LEAF
+
+
+@pytest.mark.parametrize("k", [5, LEAF, LEAF + 3])
+def test_small_gaps_are_the_same_in_blocks(k: int) -> None:
+    log = -torch.rand(4, k, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    gap, is_blind = gaps_in_blocks(log, torch.float32)
+    torch.testing.assert_close(gap, gaps(log))
+    assert not is_blind
+
+
+# ------------------------------------------------------------------ what was lost
 
 
 def test_growth_is_the_known_diagonal_whatever_its_sign() -> None:
     diagonal = [3.0, -2.0, 0.5, -1e-3]
-    growth = reorthonormalise(with_diagonal(diagonal), 1)[1]
+    found = reorthonormalise(with_diagonal(diagonal), 1)[1]
     expected = torch.tensor(diagonal, dtype=torch.float64).abs().log()[None]
-    torch.testing.assert_close(growth, expected, rtol=0.0, atol=1e-11)
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-11)
 
 
 def test_logarithms_of_float32_tangents_are_float64() -> None:
     tangents = noise(2, 5, 3, dtype=torch.float32)
-    frame, growth = reorthonormalise(tangents, 3)
-    assert frame.dtype == torch.float32 and growth.dtype == torch.float64
-    torch.testing.assert_close(growth, reorthonormalise(tangents.double(), 3)[1], rtol=0.0, atol=1e-5)
+    frame, log = reorthonormalise(tangents, 3)
+    assert frame.dtype == torch.float32 and log.dtype == torch.float64
+    torch.testing.assert_close(log, reorthonormalise(tangents.double(), 3)[1], rtol=0.0, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -106,11 +206,11 @@ def test_law_begins_carefully_and_lengthens_once_it_has_seen_a_spread() -> None:
     assert (law.interval, law.dtype) == (1, torch.float64)
     law.learn(2.0, intervals=8)
     assert law.interval == 13
-    assert not law.is_breached_by(26.0)
-    assert law.is_breached_by(27.0) and law.is_breached_by(math.inf) and law.is_breached_by(math.nan)
-    law.retreat()
-    assert law.interval == 1
-    assert not any(map(law.is_breached_by, (27.0, math.inf, math.nan)))  # nothing more careful is left
+    assert not law.refuses(26.0, failed=False)
+    for gap in (27.0, math.inf, math.nan):
+        law.learn(2.0, intervals=8)
+        assert law.refuses(gap, failed=False) and law.interval == 1
+        assert not law.refuses(gap, failed=False)  # nothing more careful is left
 
 
 def test_law_forgets_a_spread_slowly_and_a_dead_direction_at_once() -> None:
@@ -129,8 +229,7 @@ def test_law_narrows_only_where_float32_allows_four_steps() -> None:
     law = PrecisionLaw(torch.float64, None, may_narrow=True, limit=32)
     law.learn(1.5, intervals=8)
     assert (law.interval, law.dtype) == (4, torch.float32)
-    assert law.is_breached_by(6.4)
-    law.retreat()
+    assert law.refuses(6.4, failed=False)
     assert (law.interval, law.dtype) == (1, torch.float64)
     law.learn(1.7, intervals=8)
     assert (law.interval, law.dtype) == (15, torch.float64)
@@ -138,6 +237,19 @@ def test_law_narrows_only_where_float32_allows_four_steps() -> None:
 
 def test_a_fixed_interval_is_never_changed() -> None:
     law = PrecisionLaw(torch.float64, 5, may_narrow=True, limit=32)
-    assert not law.is_breached_by(math.nan)
+    assert not law.refuses(math.nan, failed=False)
+    assert law.refuses(math.nan, failed=True) and law.interval == 5 and not law.may_use_blocks
     law.learn(100.0, intervals=8)
     assert (law.interval, law.dtype) == (5, torch.float64)
+
+
+def test_what_broke_down_is_done_again_by_householder_and_after_three_times_for_good() -> None:
+    law = PrecisionLaw(torch.float64, None, may_narrow=False, limit=32)
+    for _ in range(3):
+        law.learn(1.0, intervals=8)
+        assert law.may_use_blocks
+        assert law.refuses(1.0, failed=True)
+        assert not law.may_use_blocks and law.interval == 1
+        assert not law.refuses(1.0, failed=False)
+    law.learn(1.0, intervals=8)
+    assert not law.may_use_blocks and law.interval == 26

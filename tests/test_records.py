@@ -32,7 +32,7 @@ def record(task: str, cell: str, dimension: int, networks: int, seed: int = 0) -
         for n in range(networks)
     ]
     final = torch.linspace(0.0, 0.9, networks)
-    stderr = spectrum.abs() / 10
+    stderr = torch.where(spectrum.isfinite(), noise(*spectrum.shape, seed=seed + 3).float().abs(), math.nan)
     return {
         "spectrum": spectrum, "stderr": stderr, "second": second, "metrics": metrics, "final": final, "networks": made,
     }  # fmt: skip
@@ -61,12 +61,36 @@ def test_collect_returns_what_was_written_in_order_of_names(directory: Path) -> 
     dimensions = [4] * 6 + [8] * 3
     made = [network for part in parts for network in part["networks"]]
     assert bank.networks == [{**how, "dimension": d} for how, d in zip(made, dimensions, strict=True)]
-    for ours, key in ((bank.spectra, "spectrum"), (bank.stderr, "stderr"), (bank.second, "second")):
+    for ours, key in ((bank.spectra, "spectrum"), (bank.second, "second")):
         expected = [row for part in parts for row in part[key]]
         torch.testing.assert_close(list(ours), expected, rtol=0, atol=0, equal_nan=True)
     for whole, key in ((bank.metrics, "metrics"), (bank.final, "final")):
         expected_whole = torch.cat([part[key] for part in parts])
         torch.testing.assert_close(whole, expected_whole, rtol=0, atol=0, equal_nan=True)
+
+
+def test_standard_errors_are_kept_as_the_largest_the_median_and_the_first(directory: Path) -> None:
+    """Sorted by Python; what has none, as dead directions and spectra that were not measured, counts as 0."""
+    bank = collect(directory)
+    whole = [
+        network for part in (record("adding-20", "rnn", 4, 6), record("recall-6", "lstm", 8, 3, seed=9))
+        for network in part["stderr"].nan_to_num(0.0).tolist()
+    ]  # fmt: skip
+    for ours, network in zip(bank.stderr, whole, strict=True):
+        ordered = [sorted(errors) for errors in network]
+        # Of an even number torch's median is the lower one.
+        expected = [[o[-1], o[(len(o) - 1) // 2], errors[0]] for o, errors in zip(ordered, network, strict=True)]
+        assert ours.tolist() == expected
+
+
+def test_standard_errors_worked_by_hand(tmp_path: Path) -> None:
+    made = record("adding-20", "rnn", 6, 2)
+    made["stderr"][0, 3] = torch.tensor([0.3, 0.9, 0.1, math.nan, 0.2, 0.0])
+    made["stderr"][1] = math.nan
+    write_record(made, tmp_path / "a.safetensors")
+    bank = collect(tmp_path)
+    assert bank.stderr[0][3].tolist() == pytest.approx([0.9, 0.1, 0.3])  # 0, 0, 0.1, 0.2, 0.3, 0.9
+    assert bank.stderr[1].tolist() == [[0.0] * 3] * len(CHECKPOINTS)
 
 
 def test_save_and_load_keep_all_but_the_digits_of_float16(directory: Path, tmp_path: Path) -> None:
@@ -82,7 +106,9 @@ def test_save_and_load_keep_all_but_the_digits_of_float16(directory: Path, tmp_p
     assert loaded.spectra[5].isnan().all()
     has_second = [not second.isnan().all() for second in loaded.second]
     assert has_second == [number % 4 == 0 for number in loaded.column("number")]
-    assert {tensor.dtype for tensor in (*loaded.spectra, *loaded.second, loaded.metrics)} == {torch.float32}
+    assert {tuple(error.shape) for error in loaded.stderr} == {(len(CHECKPOINTS), 3)}
+    floats = (*loaded.spectra, *loaded.stderr, *loaded.second, loaded.metrics)
+    assert {tensor.dtype for tensor in floats} == {torch.float32}
 
 
 def test_files_are_safetensors_that_everybody_may_read(directory: Path, tmp_path: Path) -> None:

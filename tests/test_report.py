@@ -1,6 +1,8 @@
 """What the report concludes: constructed scores, twins and intervals whose answer is known."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,12 +10,17 @@ import pytest
 import torch
 from test_evaluation import bank_of
 
+from lightning_lyapunov.aelle.autoencoder import HEADS
+from lightning_lyapunov.aelle.calibration import KNOTS, Shares
+from lightning_lyapunov.aelle.scorer import AeLLEScorer
+from lightning_lyapunov.bank import report
 from lightning_lyapunov.bank.evaluation import SCORES, Table
 from lightning_lyapunov.bank.report import (
     PREDICTORS,
     SCORER,
     Evaluation,
     against_ridge,
+    card,
     coverage,
     markdown,
     noise_ceiling,
@@ -107,3 +114,22 @@ def test_models_of_one_task_are_judged_on_networks_left_out() -> None:
     assert set.union(*seen) == set(range(30)) and sum(map(len, seen)) == 30
     r2, _ = per_task(table, 0, lambda train, test: train.skill.mean().expand(len(test)))
     assert -0.5 < r2 < 0
+
+
+def test_card_names_the_shares_of_whole_spectra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Means over knots, with and without the skill so far; the other states of knowledge are not in it."""
+    monkeypatch.setattr(report, "against_skill", lambda by_family: ["the evaluation"])
+    weights = Path(report.__file__).parents[1] / "aelle" / "weights" / "general.safetensors"
+    scorer = AeLLEScorer.load(weights)
+    table = torch.ones(6, len(KNOTS), len(HEADS))
+    table[2] = torch.tensor([0.0, 0.25, 0.5, 1.0])
+    table[5] = torch.tensor([0.5, 0.25, 0.0, 0.5])
+    table[5, 0, 0] = 1.0  # a tenth of what the mean is over
+    scorer.heads = replace(scorer.heads, shares=Shares(table))
+    file = tmp_path / "own.safetensors"
+    file.write_bytes(b"weights")
+    written = card(
+        scorer, file, ["in short"], Evaluation(Table.of(bank_of([("xor-11", "gru")], [0.5])), {}, {}), "a page"
+    )
+    assert "For whole spectra: skill 0.30, failure 0.25, takeoff 0.25, stability 0.75." in written
+    assert "in short" in written and "the evaluation" in written and "`own.safetensors`" in written

@@ -4,7 +4,6 @@ The pretrained one is used where it is there; until then a stand-in that was fit
 """
 
 import copy
-import itertools
 import json
 import math
 import pickle
@@ -26,11 +25,12 @@ import lightning_lyapunov.aelle as aelle
 from lightning_lyapunov import AeLLEScore, AeLLEScorer, LyapunovSpectrum, lyapunov_spectrum
 from lightning_lyapunov.aelle import scorer as module
 from lightning_lyapunov.aelle import training
-from lightning_lyapunov.aelle.calibration import KNOTS, knowledge
+from lightning_lyapunov.aelle.autoencoder import AeLLE
+from lightning_lyapunov.aelle.calibration import KNOTS, PARTS, Shares, knowledge
 from lightning_lyapunov.aelle.features import LEVELS, SCALE, Rows, context, quantiles
 from lightning_lyapunov.aelle.fitting import fit_autoencoder
 from lightning_lyapunov.aelle.scorer import FORMAT, without_skill
-from lightning_lyapunov.aelle.training import _folds, fit_scorer, new_autoencoders, states_of_knowledge
+from lightning_lyapunov.aelle.training import PENALTIES, _folds, fit_scorer, new_autoencoders, states_of_knowledge
 
 FROM_PRETRAINED = AeLLEScorer.from_pretrained  # before it is replaced below
 WEIGHTS = Path(aelle.__file__).parent / "weights" / "general.safetensors"
@@ -199,6 +199,39 @@ def test_autoencoders_differ_by_their_seed_alone_and_no_gpu_is_seeded(monkeypatc
     assert torch.equal(two.encoder[0].weight, again.encoder[0].weight)
     assert not torch.equal(one.encoder[0].weight, two.encoder[0].weight)
     assert seeded == []
+
+
+def untrained(rows: Rows, wanted: Tensor, weights: Tensor, count: int, seed: int) -> list[AeLLE]:
+    """Autoencoders as they are made, all the same."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return [AeLLE(2, 8).eval()] * count
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_penalty_and_shares_are_those_that_predict_best_what_was_left_out(is_told: bool) -> None:
+    """Skills that follow from the spectrum want a small penalty, and of models that know nothing no share; skills that
+    follow from nothing want all the penalty there is."""
+    rows, skill = bank(120)
+    skill = skill if is_told else skill[torch.randperm(120, generator=torch.Generator().manual_seed(0))]
+    third = torch.arange(120) % 3
+    nan = torch.full_like(skill, math.nan)
+    scorer = fit_scorer(rows, skill, nan, torch.ones(120), third, third, {}, members=1, new_models=untrained)
+    assert (scorer.card["penalty"] == PENALTIES[-1]) != is_told
+    table = scorer.heads.shares.table
+    assert set(table.unique().tolist()) <= set(PARTS)
+    if is_told:
+        assert (table[[2, 5], :, module.SKILL] == 0).all()
+
+
+def test_heads_are_means_of_both_by_their_shares(fitted: AeLLEScorer) -> None:
+    """Worked out from the two by hand, each head with a share of its own; one half where none was chosen."""
+    rows, _ = bank(20, seed=1)
+    share = torch.tensor([0.0, 1.0, 0.5, 0.25])
+    heads = replace(fitted.heads, shares=Shares(share.expand(6, len(KNOTS), 4)))
+    ours, theirs = heads.by_model(rows), heads.by_ridge(rows)
+    torch.testing.assert_close(heads(rows), share * ours + (1 - share) * theirs)
+    torch.testing.assert_close(module.Heads(heads.models, heads.ridges)(rows), (ours + theirs) / 2)
 
 
 def test_states_of_knowledge_are_all_eight_and_hide_only() -> None:
@@ -428,14 +461,35 @@ def test_own_scorers_know_the_skill_so_far(quick: None) -> None:
     assert said[0] + 8 < said[1] < said[2] - 8
 
 
-def test_what_never_varied_does_not_throw_a_score_off(quick: None) -> None:
-    """All were told to be of one kind, one size and one age; another age changes little."""
+def test_what_never_varied_does_not_throw_a_score_off(fitted: AeLLEScorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All were told to be of one kind, one size and one age: of another, only what the general scorer says differs.
+
+    So the logit of the ridge moves by its slopes on those three predictions, and by nothing else; and the score, in
+    percent, by little, since the general one hardly moves.
+    """
+    monkeypatch.setattr(AeLLEScorer, "from_pretrained", staticmethod(lambda name="general": fitted))
     networks = made(30, seed=3)
     scorer = fit(networks, hidden_size=37, updates=160)
-    told = {"architecture": "gru", "hidden_size": 37}
-    for spectrum, updates in itertools.product(networks.spectra[:5], (161, 320, 800)):
-        same, other = (scorer.score(spectrum, updates=u, **told).performance for u in (160, updates))
-        assert other == pytest.approx(same, abs=5.0 + 5.0 * math.log(updates / 160))
+    ridge, few = scorer.heads.ridges["spectrum"], networks.spectra[:5]
+
+    def rows(kind: str, size: int, updates: int) -> Rows:
+        return Rows(torch.stack([quantiles(s) for s in few]), context(kind, size, updates).repeat(len(few), 1))
+
+    def logits(of: Rows) -> Tensor:
+        return scorer.heads.by_ridge(of)[:, module.SKILL].logit()
+
+    same = rows("gru", 37, 160)
+    for told in (("gru", 37, 161), ("gru", 37, 800), ("gru", 37, 0), ("gru", 64, 160), ("lstm", 37, 160)):
+        other = rows(*told)
+        moved = (fitted.heads(other) - fitted.heads(same))[:, : module.STABILITY] / ridge.spread[-3:]
+        expected = logits(same) + moved @ ridge.coefficients[-4:-1, module.SKILL]
+        torch.testing.assert_close(logits(other), expected, rtol=0, atol=1e-3)
+        for spectrum in few:
+            before, after = (
+                scorer.score(spectrum, architecture=k, hidden_size=d, updates=u).performance
+                for k, d, u in (("gru", 37, 160), told)
+            )
+            assert after == pytest.approx(before, abs=5.0)
 
 
 def test_folds_keep_groups_together_and_are_even() -> None:

@@ -18,6 +18,8 @@ KNOTS = (0.0, 10.0, 40.0, 160.0, 800.0)
 """Updates at which calibration is fitted; in between it is interpolated on a logarithmic scale."""
 TRUSTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 """How much a spectrum may count beside the skill so far: what is tried. Above ½ more skill could count as less."""
+PARTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Of the autoencoders beside the ridge: what is tried."""
 BINS = 5
 """Intervals differ between so many ranges of the prediction."""
 COVERAGE = 0.8
@@ -138,6 +140,60 @@ class Intervals(Tensors):
         widest = torch.stack([torch.minimum(ends[:, 0], self.spread[0]), torch.maximum(ends[:, 1], self.spread[1])], 1)
         ends = torch.lerp(ends, widest, far).clamp(0.0, 1.0)
         return torch.minimum(ends[:, 0], prediction), torch.maximum(ends[:, 1], prediction)
+
+
+@dataclass(frozen=True)
+class Shares(Tensors):
+    """How much the autoencoders count beside the ridge: of each the more, the better it did on tasks not seen."""
+
+    table: Tensor
+    """(6, knots, heads) in [0, 1], by what is known (:meth:`state`), updates and head."""
+
+    @staticmethod
+    def equal(heads: int) -> Shares:
+        """One half, for everything."""
+        return Shares(torch.full((6, len(KNOTS), heads), 0.5))
+
+    @staticmethod
+    def state(rows: Rows) -> Tensor:
+        """(R,) in 0..5: no spectrum, a part of it or all; from 3 on, the skill so far too."""
+        unknown = rows.spectrum[:, :LEVELS].isnan()
+        skill = ~rows.context[:, CONTEXT.index("skill")].isnan()
+        return (~unknown[:, 0]).long() + (~unknown.any(1)).long() + 3 * skill.long()
+
+    @staticmethod
+    def fit(by_model: Tensor, by_ridge: Tensor, rows: Rows, wanted: Tensor, weights: Tensor) -> Shares:
+        """Choose the shares by the squared error, for each state of knowledge that there are rows of.
+
+        Args:
+            by_model: ``(R, heads)`` what the autoencoders say.
+            by_ridge: The same of the ridge.
+            rows: R rows.
+            wanted: ``(R, heads)`` what should be said; NaN where not known.
+            weights: (R,).
+        """
+        parts = by_model.new_tensor(PARTS).view(-1, 1, 1)
+        errors = (torch.lerp(by_ridge, by_model, parts) - wanted).square() * weights.unsqueeze(1)  # (parts, R, heads)
+        errors = errors.nan_to_num()
+        place, state = _place(rows).round().long(), Shares.state(rows)
+        table = Shares.equal(wanted.shape[1]).table.to(by_model.dtype)
+        for known in range(6):
+            here = state == known
+            for knot in range(len(KNOTS)):
+                near = here & (place == knot)
+                near = near if int(near.sum()) >= 5 else here
+                if near.any():
+                    # Rounded, so that noise does not decide between two of the same.
+                    total = (errors[:, near].sum(1) / weights[near].sum()).round(decimals=4)
+                    table[known, knot] = parts[total.argmin(0), 0, 0]
+        return Shares(table)
+
+    def __call__(self, rows: Rows) -> Tensor:
+        """(R, heads)."""
+        by_knot, place = self.table[Shares.state(rows)], _place(rows)
+        before = place.floor().long().clamp(max=len(KNOTS) - 2)
+        index = torch.arange(len(rows))
+        return torch.lerp(by_knot[index, before], by_knot[index, before + 1], (place - before).unsqueeze(1))
 
 
 def knowledge(rows: Rows) -> Tensor:

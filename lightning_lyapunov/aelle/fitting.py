@@ -14,6 +14,8 @@ from lightning_lyapunov.aelle.features import ARCHITECTURES, CONTEXT, LEVELS, Ro
 FAILED, TOOK_OFF = 0.1, 0.3
 """Final skill below which a network never learnt its task, and above which it took off."""
 STEPS, BATCH = 1500, 512
+NEWTON_STEPS = 10
+"""Of the ridge: more change nothing that matters."""
 RECONSTRUCTION = 0.2
 """Weight of the reconstruction beside the predictions."""
 
@@ -96,7 +98,10 @@ def forget(rows: Rows, generator: torch.Generator) -> Rows:
 
 @dataclass(frozen=True)
 class Ridge(Tensors):
-    """Linear regression on hand-made features, standardised, each network kind with slopes of its own."""
+    """Logistic ridge regression on hand-made features, standardised, each network kind with slopes of its own.
+
+    Of skills and probabilities alike: fractional logit, Papke and Wooldridge (1996).
+    """
 
     centre: Tensor
     spread: Tensor
@@ -105,11 +110,11 @@ class Ridge(Tensors):
 
     @staticmethod
     def fit(features: Tensor, wanted: Tensor, weights: Tensor, penalty: float = 1.0) -> Ridge:
-        """Fit by weighted least squares; features that are NaN count as average.
+        """Fit by weighted cross-entropy, with Newton's method; features that are NaN count as average.
 
         Args:
             features: (R, F).
-            wanted: (R, outputs); NaN counts as average.
+            wanted: (R, outputs) in [0, 1]; rows that are NaN count for nothing. With no others, so are predictions.
             weights: (R,).
             penalty: Of squared coefficients, relative to the number of rows that it is worth.
         """
@@ -120,17 +125,33 @@ class Ridge(Tensors):
         spread = (((features - centre).nan_to_num().square() * share).sum(0) / total).sqrt()
         spread = spread.masked_fill(spread < 1e-4, torch.inf)  # what never varied says nothing, however it varies later
         x = torch.cat([((features - centre) / spread).nan_to_num(), torch.ones(len(features), 1)], 1).double()
-        y = torch.where(wanted.isnan(), wanted.nanmean(0), wanted).double()
-        scaled = x * weights.double().unsqueeze(1) * (len(x) / weights.sum())
-        diagonal = torch.full((x.shape[1],), penalty, dtype=torch.float64)
-        diagonal[-1] = 0.0
-        gram = scaled.mT @ x + torch.diag(diagonal) + 1e-9 * torch.eye(x.shape[1], dtype=torch.float64)
-        return Ridge(centre, spread, torch.linalg.solve(gram, scaled.mT @ y).float())
+        counts = weights.double() * (len(x) / weights.sum())
+        columns = [_logistic_ridge(x, y, counts, penalty) for y in wanted.double().unbind(1)]
+        return Ridge(centre, spread, torch.stack(columns, 1).float())
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Predictions (R, outputs)."""
+        """Predictions (R, outputs) in (0, 1)."""
         x = ((features - self.centre) / self.spread).nan_to_num()
-        return x @ self.coefficients[:-1] + self.coefficients[-1]
+        return torch.sigmoid(x @ self.coefficients[:-1] + self.coefficients[-1])
+
+
+def _logistic_ridge(x: Tensor, y: Tensor, weights: Tensor, penalty: float) -> Tensor:
+    """Coefficients (F,) for answers (R,); all but the last are penalised, that one hardly."""
+    known = ~y.isnan()
+    if not known.any():
+        return torch.full_like(x[0], torch.nan)
+    x, y, weights = x[known], y[known], weights[known]
+    # The curvature of the cross-entropy is at most a quarter of that of the squared error.
+    penalties = torch.full_like(x[0], penalty / 4)
+    penalties[-1] = 1e-3
+    beta = torch.zeros_like(x[0])
+    for _ in range(NEWTON_STEPS):
+        p = torch.sigmoid(x @ beta)
+        gradient = x.mT @ (weights * (p - y)) + penalties * beta
+        hessian = (x * (weights * p * (1 - p)).unsqueeze(1)).mT @ x + torch.diag(penalties)
+        step = torch.linalg.solve(hessian, gradient)
+        beta = beta - step * (4 / (x @ step).abs().max().clamp(min=4))  # never by more than 4 logits at once
+    return beta
 
 
 def ridge_features(rows: Rows, *, spectrum: bool = True, context: tuple[str, ...] = CONTEXT) -> Tensor:

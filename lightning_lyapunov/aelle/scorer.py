@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_lyapunov.aelle.autoencoder import HEADS, AeLLE
-from lightning_lyapunov.aelle.calibration import Familiarity, Gate, Intervals
-from lightning_lyapunov.aelle.features import CONTEXT, LEVELS, Rows, context, quantiles
+from lightning_lyapunov.aelle.calibration import Familiarity, Gate, Intervals, Shares
+from lightning_lyapunov.aelle.features import CONTEXT, Rows, context, quantiles
 from lightning_lyapunov.aelle.fitting import Ridge, ridge_features
 from lightning_lyapunov.spectrum import LyapunovSpectrum
 
@@ -76,18 +76,14 @@ class Heads:
 
     models: Sequence[AeLLE]
     ridges: Mapping[str, Ridge]
-    share: float = 0.5
-    """Of the autoencoders in the mean of the two, where the spectrum is whole."""
-    partial_share: float = 1.0
-    """The same where it is partial: the ridge takes what it does not know for average."""
+    shares: Shares = field(default_factory=lambda: Shares.equal(len(HEADS)))
+    """Of the autoencoders in the mean of the two."""
     prior: Heads | None = None
     """Another scorer's heads, whose predictions the ridge sees as features."""
 
     def __call__(self, rows: Rows) -> Tensor:
         """``(R, len(HEADS))`` in [0, 1], from whatever is known of the rows."""
-        partial = rows.spectrum[:, :LEVELS].isnan().any(1) & ~rows.spectrum[:, 0].isnan()
-        share = torch.where(partial, self.partial_share, self.share).unsqueeze(1).to(rows.spectrum.dtype)
-        said = torch.lerp(self.by_ridge(rows), self.by_model(rows), share)
+        said = torch.lerp(self.by_ridge(rows), self.by_model(rows), self.shares(rows))
         # Where a head had nothing to learn from, as the stability where nobody measured it, the prior knows.
         return said if self.prior is None else torch.where(said.isnan(), self.prior(rows), said)
 
@@ -113,7 +109,7 @@ class Heads:
         for name, ridge in self.ridges.items():
             here = (has_spectrum == ("spectrum" in name)) & (has_skill == ("skill" in name))
             if here.any():
-                result[here] = ridge(features_for(name, rows[here], self.prior)).clamp(0.0, 1.0)
+                result[here] = ridge(features_for(name, rows[here], self.prior))
         return result
 
 
@@ -381,8 +377,8 @@ def without_spectrum(rows: Rows) -> Rows:
 
 
 def _written(heads: Heads, name: str) -> dict[str, Tensor]:
-    shares = torch.tensor([heads.share, heads.partial_share])
-    tensors = {f"{name}.shares": shares} | ({} if heads.prior is None else _written(heads.prior, f"{name}.prior"))
+    tensors = heads.shares.tensors(f"{name}.shares")
+    tensors |= {} if heads.prior is None else _written(heads.prior, f"{name}.prior")
     for i, model in enumerate(heads.models):
         tensors |= {f"{name}.model.{i}.{key}": value for key, value in model.state_dict().items()}
     for kind, ridge in heads.ridges.items():
@@ -395,11 +391,9 @@ def _read(tensors: Mapping[str, Tensor], name: str) -> Heads:
     while any(key.startswith(prefix := f"{name}.model.{len(models)}.") for key in tensors):
         state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         models.append(AeLLE.from_state(state))
-    share, partial_share = tensors[f"{name}.shares"].tolist()
     return Heads(
         models,
         {kind: Ridge.of(f"{name}.ridge.{kind}", tensors) for kind in RIDGES},
-        share,
-        partial_share,
-        _read(tensors, f"{name}.prior") if f"{name}.prior.shares" in tensors else None,
+        Shares.of(f"{name}.shares", tensors),
+        _read(tensors, f"{name}.prior") if any(key.startswith(f"{name}.prior.") for key in tensors) else None,
     )

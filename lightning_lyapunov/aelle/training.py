@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_lyapunov.aelle.autoencoder import AeLLE
-from lightning_lyapunov.aelle.calibration import Familiarity, Gate, Intervals
+from lightning_lyapunov.aelle.calibration import Familiarity, Gate, Intervals, Shares
 from lightning_lyapunov.aelle.features import ARCHITECTURES, LEVELS, SCALE, Rows, context, quantiles
 from lightning_lyapunov.aelle.fitting import Ridge, fit_autoencoder, targets
 from lightning_lyapunov.aelle.scorer import (
@@ -26,10 +26,8 @@ from lightning_lyapunov.aelle.scorer import (
     without_spectrum,
 )
 
-PENALTIES = (3.0, 30.0, 300.0, 3000.0)
+PENALTIES = (1.0, 10.0, 100.0, 1000.0)
 """Of the ridge, in rows: what is tried."""
-SHARES = (1.0, 0.5, 0.0)
-"""Of the autoencoders beside the ridge: what is tried."""
 TYPICAL = 0.7
 """Nats per step: about the median absolute exponent of the bank."""
 FEW, MANY = 60, 1000
@@ -91,40 +89,44 @@ def fit_scorer(
         for fold in folds.unique():
             inside = folds != fold
             seen = features_for("spectrum", rows[inside], prior)
-            ridge = Ridge.fit(seen, wanted[inside], weights[inside], penalty)
-            said[~inside] = ridge(features_for("spectrum", rows[~inside], prior))[:, SKILL].clamp(0.0, 1.0)
+            ridge = Ridge.fit(seen, wanted[inside, :1], weights[inside], penalty)
+            said[~inside] = ridge(features_for("spectrum", rows[~inside], prior))[:, SKILL]
         return _squared_error(said, skill, weights)
 
     blind_to_skill = without_skill(rows)
     penalty = min(PENALTIES, key=ridge_error)
     unseen = {int(fold): heads(folds != fold, 1, seed + 100, penalty) for fold in folds.unique()}
     states = states_of_knowledge(rows, torch.Generator().manual_seed(seed))
-    share, partial_share = (
-        _best_share(unseen, folds, without_skill(state), skill, weights) for state in (rows, states[2])
-    )
-    unseen = {fold: replace(one, share=share, partial_share=partial_share) for fold, one in unseen.items()}
 
     def said_unseen(predict: Callable[[Heads, Rows], Tensor], of: Rows) -> Tensor:
-        result = skill.new_empty(len(rows))
-        for fold, one in unseen.items():
-            result[folds == fold] = predict(one, of[folds == fold])
+        parts = {fold: predict(one, of[folds == fold]) for fold, one in unseen.items()}
+        result = skill.new_empty(len(rows), *next(iter(parts.values())).shape[1:])
+        for fold, part in parts.items():
+            result[folds == fold] = part
         return result
+
+    blind = [without_spectrum(rows), without_spectrum(blind_to_skill)]
+    by_model, by_ridge = (
+        torch.cat([said_unseen(kind, state) for state in states + blind]) for kind in (Heads.by_model, Heads.by_ridge)
+    )
+    repeats = len(states + blind)
+    shares = Shares.fit(by_model, by_ridge, joined(states + blind), wanted.repeat(repeats, 1), weights.repeat(repeats))
+    unseen = {fold: replace(one, shares=shares) for fold, one in unseen.items()}
 
     gate, baseline_gate = (
         Gate.fit(said_unseen(lambda one, r: one(r)[:, SKILL], seen), rows, skill, tasks, weights)
         for seen in (blind_to_skill, without_spectrum(blind_to_skill))
     )
     said = [said_unseen(lambda one, r: predicted_performance(one, gate, r)[0], state) for state in states]
-    every = Rows(torch.cat([s.spectrum for s in states]), torch.cat([s.context for s in states]))
     final = heads(torch.ones_like(folds, dtype=torch.bool), members, seed, penalty)
     told = ~wanted.isnan() * weights.unsqueeze(1)
     average = (wanted.nan_to_num() * told).sum(0) / told.sum(0)
     bar.close()
     return AeLLEScorer(
-        replace(final, share=share, partial_share=partial_share),
+        replace(final, shares=shares),
         gate,
         baseline_gate,
-        Intervals.fit(torch.cat(said), every, skill.repeat(len(states))),
+        Intervals.fit(torch.cat(said), joined(states), skill.repeat(len(states))),
         familiarity or Familiarity.fit(rows, torch.Generator().manual_seed(seed)),
         average,
         {"performance_range": [0.0, 1.0], "scale": SCALE, "kinds": list(ARCHITECTURES), "penalty": penalty, **card},
@@ -241,6 +243,11 @@ def _folds(names: Sequence[object], generator: torch.Generator) -> Tensor:
     return folds[torch.tensor([groups[name] for name in names])]
 
 
+def joined(states: Sequence[Rows]) -> Rows:
+    """All rows of some lots, one after another."""
+    return Rows(torch.cat([state.spectrum for state in states]), torch.cat([state.context for state in states]))
+
+
 def states_of_knowledge(rows: Rows, generator: torch.Generator) -> list[Rows]:
     """The rows with every combination of skill so far, whole spectrum and kind of cell known or not."""
     kept = 0.1 + 0.8 * torch.rand(len(rows), 1, generator=generator)
@@ -250,16 +257,6 @@ def states_of_knowledge(rows: Rows, generator: torch.Generator) -> list[Rows]:
     nameless[:, : len(ARCHITECTURES)] = math.nan
     states = [Rows(s, c) for s in (rows.spectrum, partial) for c in (rows.context, nameless)]
     return states + [without_skill(state) for state in states]
-
-
-def _best_share(unseen: Mapping[int, Heads], folds: Tensor, rows: Rows, skill: Tensor, weights: Tensor) -> float:
-    """The share of the autoencoders at which rows not seen are predicted best."""
-    by_model, by_ridge = skill.new_empty(len(rows)), skill.new_empty(len(rows))
-    for fold, heads in unseen.items():
-        inside = folds == fold
-        by_model[inside] = heads.by_model(rows[inside])[:, SKILL]
-        by_ridge[inside] = heads.by_ridge(rows[inside])[:, SKILL]
-    return min(SHARES, key=lambda share: _squared_error(torch.lerp(by_ridge, by_model, share), skill, weights))
 
 
 def _squared_error(said: Tensor, skill: Tensor, weights: Tensor) -> float:

@@ -28,7 +28,7 @@ TWINS, TWIN_SEEDS = 5, (1, 2)
 def plan() -> list[Population]:
     """Every population of the bank, in an order in which any beginning of it is a fair sample."""
     known = [name for name in CELLS if name not in UNKNOWN_CELLS]
-    first = list({task.family: name for name, task in reversed(TASKS.items())}.values())
+    first = list({task.family: name for name, task in reversed(TASKS.items())}.values())[::-1]
     populations = [
         Population(task, cell, size, tuple(range(networks)))
         for tasks, sizes in ((TASKS, SIZES), (first, LARGE_SIZES))
@@ -39,7 +39,7 @@ def plan() -> list[Population]:
     populations += [Population(task, cell, 32, tuple(range(UNKNOWN))) for task in first for cell in UNKNOWN_CELLS]
     populations += [
         Population(task, cell, 32, tuple(range(TWINS)), seed)
-        for task in first[::2]
+        for task in first[1::2]
         for cell in known
         for seed in TWIN_SEEDS
     ]

@@ -33,7 +33,7 @@ class Bank:
     spectra: Sequence[Tensor]
     """(C, D) each, nats per step, largest first; ``-inf`` for dead directions, NaN where not measured."""
     stderr: Sequence[Tensor]
-    """(C, D) each: standard errors between sequences."""
+    """(C, 3) each: standard errors between sequences, the largest, the median and that of the largest exponent."""
     second: Sequence[Tensor]
     """(3, D) each: at the updates of :data:`~lightning_lyapunov.bank.population.SECOND_PROBE`, spectra on other inputs
     than the first; NaN for three networks in four."""
@@ -112,7 +112,8 @@ class Bank:
             next(written) if has else torch.full((len(SECOND_PROBE), size), math.nan)
             for size, has in zip(sizes, has_second, strict=True)
         ]
-        spectra, stderr = (_unflat(tensors[key], sizes, len(CHECKPOINTS)) for key in ("spectra", "stderr"))
+        spectra = _unflat(tensors["spectra"], sizes, len(CHECKPOINTS))
+        stderr = _unflat(tensors["stderr"], [3] * len(networks), len(CHECKPOINTS))
         return Bank(networks, spectra, stderr, second, tensors["metrics"], tensors["final"])
 
 
@@ -134,6 +135,8 @@ def collect(directory: Path) -> Bank:
         tensors, metadata = _read(path)
         dimension = tensors["spectrum"].shape[-1]
         networks += [{**network, "dimension": dimension} for network in json.loads(metadata["networks"])]
+        error = tensors["stderr"].nan_to_num(0.0)
+        tensors["stderr"] = torch.stack([error.amax(-1), error.median(-1).values, error[..., 0]], -1)
         for key, values in parts.items():
             values.extend(tensors[key].unbind(0))
     if not networks:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_lyapunov.aelle.autoencoder import HEADS
 from lightning_lyapunov.aelle.calibration import KNOTS
 from lightning_lyapunov.aelle.features import ARCHITECTURES, CONTEXT, Rows, quantiles
 from lightning_lyapunov.aelle.fitting import FAILED, TOOK_OFF, ridge_features, targets
@@ -498,6 +499,8 @@ def card(scorer: AeLLEScorer, weights: Path, in_short: list[str], by_family: Eva
     """What travels with the weights: origin, recipe, hash, units, the evaluation in short, limits."""
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     facts, heads = scorer.card, scorer.heads
+    whole = heads.shares.table[[2, 5]].mean((0, 1)).tolist()
+    shares = ", ".join(f"{name} {share:.2f}" for name, share in zip(HEADS, whole, strict=True))
     trust = [f"{knot:g} updates {value:g}" for knot, value in zip(KNOTS, scorer.gate.trust.tolist(), strict=True)]
     lines = [
         f"# The scorer `{facts['name']}`",
@@ -508,8 +511,8 @@ def card(scorer: AeLLEScorer, weights: Path, in_short: list[str], by_family: Eva
         f"Not on {' and '.join(SET_ASIDE)}.",
         f"- Recipe: `make bank`, then `make bank-report`. {len(heads.models)} autoencoders of latent size "
         f"{heads.models[0].encoder[-1].out_features} beside a ridge on hand-made features (penalty "
-        f"{facts['penalty']:g} rows). The share of the autoencoders in their mean that did best on families left out "
-        f"is used: {heads.share:g} for whole spectra, {heads.partial_share:g} for partial ones.",
+        f"{facts['penalty']:g} rows). Each head is a mean of the two, with the share of the autoencoders that did best "
+        f"on families left out, by what is known and how far training is. For whole spectra: {shares}.",
         f"- Weight of the spectrum beside the skill so far (0: none), after {', '.join(trust)}.",
         "- Units: exponents in nats per step of the whole state; skill = (metric - chance) / (best - chance).",
         "- Licence: that of the package. The bank was trained on tasks made up by the package, on text and source of "

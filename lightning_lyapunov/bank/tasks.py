@@ -26,7 +26,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 
-SET_ASIDE = ("match", "recordings")
+SET_ASIDE = ("associate", "ring")
 """Families that nothing is fitted on: no choice but that of their own difficulty rests on them."""
 
 HELD_OUT = 0.25
@@ -231,6 +231,68 @@ def _match(
     return Batch(inputs, targets)
 
 
+def _order(batch: int, generator: Generator, held_out: bool, *, steps: int, marks: int, distractors: int = 4) -> Batch:
+    """Some marks of two kinds come in at random times among distractors; their order is asked at the end.
+
+    Source: temporal order, Hochreiter and Schmidhuber, Neural Computation 9 (1997) 1735-1780.
+    """
+    span = steps // marks
+    times = torch.randint(span - 1, (marks, batch), generator=generator) + span * torch.arange(marks)[:, None]
+    kinds = torch.randint(2, (marks, batch), generator=generator)
+    symbols = torch.randint(2, 2 + distractors, (steps, batch), generator=generator).scatter_(0, times, kinds)
+    answer = (kinds * 2 ** torch.arange(marks)[:, None]).sum(0)
+    return Batch(one_hot(symbols, 2 + distractors).float(), _at_the_end(answer, steps))
+
+
+def _associate(
+    batch: int, generator: Generator, held_out: bool, *, pairs: int, keys: int, values: int, delay: int
+) -> Batch:
+    """Pairs of a key and a value are shown, one a step; after a delay keys come back and their values are asked.
+
+    Source: associative retrieval, Ba, Hinton, Mnih, Leibo and Ionescu, NeurIPS (2016).
+    """
+    shown = torch.rand(keys, batch, generator=generator).argsort(0)[:pairs]
+    paired = torch.randint(values, (pairs, batch), generator=generator)
+    asked = torch.rand(pairs, batch, generator=generator).argsort(0)
+    steps = 2 * pairs + delay
+    inputs = torch.zeros(steps, batch, keys + values)
+    inputs[:pairs, :, :keys] = one_hot(shown, keys).float()
+    inputs[:pairs, :, keys:] = one_hot(paired, values).float()
+    inputs[-pairs:, :, :keys] = one_hot(shown.gather(0, asked), keys).float()
+    targets = torch.full((steps, batch), -1)
+    targets[-pairs:] = paired.gather(0, asked)
+    return Batch(inputs, targets)
+
+
+def _timing(batch: int, generator: Generator, held_out: bool, *, longest: int, delay: int, noise: float) -> Batch:
+    """Two pulses, some steps apart; after a delay and a third pulse, how many steps is asked.
+
+    Source: interval timing, Jazayeri and Shadlen, Nature Neuroscience 13 (2010) 1020-1026.
+    """
+    steps = longest + delay + 2
+    interval = torch.randint(2, longest + 1, (batch,), generator=generator)
+    row = torch.arange(batch)
+    inputs = noise * torch.randn(steps, batch, 2, generator=generator)
+    inputs[longest - interval, row, 0] += 1
+    inputs[longest, :, 0] += 1
+    inputs[-1, :, 1] += 1
+    middle, variance = (longest + 2) / 2, ((longest - 1) ** 2 - 1) / 12  # of whole numbers from 2 to the longest
+    targets = torch.full((steps, batch, 1), torch.nan)
+    targets[-1, :, 0] = (interval - middle) / math.sqrt(variance)
+    return Batch(inputs, targets)
+
+
+def _winner(batch: int, generator: Generator, held_out: bool, *, steps: int) -> Batch:
+    """Bids come in, each with a value; the value of the highest bid is asked at the end.
+
+    Source: a regression form of choosing by relevance, as in Graves, Wayne and Danihelka (2014), arXiv:1410.5401.
+    """
+    bids, values = torch.rand(2, steps, batch, generator=generator).mul_(2).sub_(1).mul_(math.sqrt(3))
+    targets = torch.full((steps, batch, 1), torch.nan)
+    targets[-1, :, 0] = values.gather(0, bids.argmax(0, keepdim=True))[0]
+    return Batch(torch.stack((bids, values), -1), targets)
+
+
 # Logic and state ------------------------------------------------------------------------------------------------------
 
 
@@ -249,16 +311,27 @@ def _parity(batch: int, generator: Generator, held_out: bool, *, steps: int, wid
 
 
 def _flipflop(
-    batch: int, generator: Generator, held_out: bool, *, steps: int, bits: int, rate: float, noise: float
+    batch: int,
+    generator: Generator,
+    held_out: bool,
+    *,
+    steps: int,
+    bits: int,
+    rate: float,
+    noise: float,
+    gap: int = 0,
 ) -> Batch:
     """Rare pulses of either sign come in on noisy lines; each line's last pulse should be held.
+
+    It is asked once the pulse is ``gap`` steps old.
 
     Source: Sussillo and Barak, Neural Computation 25 (2013) 626-649.
     """
     shape = (steps, batch, bits)
     pulses = (torch.rand(shape, generator=generator) < rate) * (2.0 * torch.randint(2, shape, generator=generator) - 1)
     last = _last_time(pulses != 0)
-    targets = (pulses.gather(0, last.clamp(min=0)) > 0).float().where(last >= 0, torch.nan)
+    age = torch.arange(steps)[:, None, None] - last
+    targets = (pulses.gather(0, last.clamp(min=0)) > 0).float().where((last >= 0) & (age >= gap), torch.nan)
     return Batch(pulses + noise * torch.randn(shape, generator=generator), targets)
 
 
@@ -279,10 +352,13 @@ def _context(
     return Batch(inputs, targets)
 
 
-def _dyck(batch: int, generator: Generator, held_out: bool, *, steps: int, types: int, depth: int) -> Batch:
+def _dyck(
+    batch: int, generator: Generator, held_out: bool, *, steps: int, types: int, depth: int, gap: int = 0
+) -> Batch:
     """Brackets of several types, nested to a bounded depth; after a closing one: which type closes next?
 
-    Only asked where a bracket is still open after a closing one, as after an opening one it is just that one.
+    Only asked where a bracket is still open after a closing one, as after an opening one it is just that one; and where
+    it was opened at least ``gap`` steps ago.
 
     Source: Hewitt, Hahn, Ganguli, Liang and Manning, EMNLP (2020) 1978-2010.
     """
@@ -294,11 +370,56 @@ def _dyck(batch: int, generator: Generator, held_out: bool, *, steps: int, types
     # No stack is needed: the innermost of d open brackets is the last one that brought the depth to d.
     opened = torch.stack([_last_time(opening & (level == d)) for d in range(1, depth + 1)]).clamp(min=0)
     innermost = kinds.expand(depth, -1, -1).gather(1, opened)  # (depth, T, B)
+    age = torch.arange(steps)[:, None] - (opened * (depths == level)).sum(0)
     inside = torch.where(opening, level, level + 1)  # the depth within the bracket that this step opens or closes
     shown = (innermost * (depths == inside)).sum(0)
     symbols = torch.where(opening, shown, types + shown)
-    targets = (innermost * (depths == level)).sum(0).where(~opening & (level > 0), -1)
+    targets = (innermost * (depths == level)).sum(0).where(~opening & (level > 0) & (age >= gap), -1)
     return Batch(one_hot(symbols, 2 * types).float(), targets)
+
+
+def _modular(batch: int, generator: Generator, held_out: bool, *, steps: int, modulus: int, after: int) -> Batch:
+    """How many ones there were so far, modulo a number; asked from some step on.
+
+    Source: the word problem of a cyclic group, as in Merrill, Petty and Sabharwal, ICML (2024).
+    """
+    bits = torch.randint(2, (steps, batch), generator=generator)
+    targets = bits.cumsum(0).remainder(modulus).where(torch.arange(steps)[:, None] >= after, -1)
+    return Batch(one_hot(bits, 2).float(), targets)
+
+
+def _ring(batch: int, generator: Generator, held_out: bool, *, steps: int, speed: float, noise: float) -> Batch:
+    """Turns come in; the heading, which starts anywhere and is shown at first, is asked from the middle on.
+
+    Source: path integration on a ring, as in Cueva and Wei, ICLR (2018).
+    """
+    start = 2 * math.pi * torch.rand(1, batch, generator=generator)
+    turns = torch.randn(steps, batch, generator=generator)
+    turns[0] = 0
+    heading = start + speed * turns.cumsum(0)
+    inputs = torch.zeros(steps, batch, 3)
+    inputs[..., 0] = turns + noise * torch.randn(steps, batch, generator=generator)
+    inputs[0, :, 1:] = torch.stack((start[0].cos(), start[0].sin()), -1)
+    targets = math.sqrt(2) * torch.stack((heading.cos(), heading.sin()), -1)
+    targets[: steps // 2] = torch.nan
+    return Batch(inputs, targets)
+
+
+def _sine(
+    batch: int, generator: Generator, held_out: bool, *, steps: int, periods: tuple[float, float], shown: int
+) -> Batch:
+    """A level tells a frequency for the first steps; then that sine should come out with nothing going in.
+
+    Source: Sussillo and Barak, Neural Computation 25 (2013) 626-649.
+    """
+    level = torch.rand(batch, generator=generator)
+    slow, fast = (2 * math.pi / period for period in reversed(periods))
+    phase = (slow + (fast - slow) * level) * (torch.arange(steps)[:, None] - shown)
+    inputs = torch.zeros(steps, batch, 1)
+    inputs[:shown, :, 0] = 2 * level
+    targets = (math.sqrt(2) * phase.sin())[..., None]
+    targets[: shown + 1] = torch.nan
+    return Batch(inputs, targets)
 
 
 def _delayed(signal: Tensor, delay: int) -> Tensor:
@@ -520,9 +641,19 @@ def _chars(batch: int, generator: Generator, held_out: bool, *, source: Source, 
 
 
 def _templates(
-    batch: int, generator: Generator, held_out: bool, *, steps: int, classes: int, noise: float, waves: int = 5
+    batch: int,
+    generator: Generator,
+    held_out: bool,
+    *,
+    steps: int,
+    classes: int,
+    noise: float,
+    waves: int = 5,
+    wait: int = 0,
 ) -> Batch:
     """A curve, one of several, is shifted, stretched, scaled, tilted and made noisy; which one is asked at the end.
+
+    The end may come after a ``wait`` of so many steps in which only noise comes in.
 
     Source: after MNIST-1D, Greydanus (2020), arXiv:2011.14439, with curves of our own and no limit on the examples.
     """
@@ -534,9 +665,9 @@ def _templates(
     curves = (_curves(classes, waves)[labels] * (phase[..., None] * orders).sin()).sum(-1)
     inside = (phase >= 0) & (phase <= 1)
     ramp = torch.linspace(-1, 1, steps)[:, None] * (2 * tilt - 1)
-    inputs = (0.6 + 0.8 * scale) * curves * inside + 0.5 * ramp
-    inputs = inputs + noise * torch.randn(steps, batch, generator=generator)
-    return Batch(inputs[..., None], _at_the_end(labels, steps))
+    inputs = _followed_by_nothing((0.6 + 0.8 * scale) * curves * inside + 0.5 * ramp, wait)
+    inputs = inputs + noise * torch.randn(inputs.shape, generator=generator)
+    return Batch(inputs[..., None], _at_the_end(labels, len(inputs)))
 
 
 @cache
@@ -546,8 +677,10 @@ def _curves(classes: int, waves: int) -> Tensor:
     return coefficients * math.sqrt(2) / coefficients.norm(dim=-1, keepdim=True)
 
 
-def _digits(batch: int, generator: Generator, held_out: bool, *, pixels: int, noise: float) -> Batch:
+def _digits(batch: int, generator: Generator, held_out: bool, *, pixels: int, noise: float, wait: int = 0) -> Batch:
     """Handwritten digits of 8 x 8 pixels, some pixels a step, with noise; the digit is asked at the end.
+
+    The end may come after a ``wait`` of so many steps in which only noise comes in.
 
     Source: Alpaydin and Kaynak (1998), UCI machine learning repository, CC BY 4.0; a copy ships in scikit-learn.
     """
@@ -555,7 +688,7 @@ def _digits(batch: int, generator: Generator, held_out: bool, *, pixels: int, no
     split = len(images) - int(HELD_OUT * len(images))
     first, end = (split, len(images)) if held_out else (0, split)
     chosen = torch.randint(first, end, (batch,), generator=generator)
-    inputs = images[chosen].view(batch, -1, pixels).transpose(0, 1)
+    inputs = _followed_by_nothing(images[chosen].view(batch, -1, pixels).transpose(0, 1), wait)
     inputs = inputs + noise * torch.randn(inputs.shape, generator=generator)
     return Batch(inputs, _at_the_end(labels[chosen], len(inputs)))
 
@@ -568,6 +701,11 @@ def _digit_images() -> tuple[Tensor, Tensor]:
     images, labels = load_digits(return_X_y=True)
     order = torch.randperm(len(labels), generator=Generator().manual_seed(0))
     return (torch.as_tensor(images, dtype=torch.float32)[order] - 5) / 6, torch.as_tensor(labels).long()[order]
+
+
+def _followed_by_nothing(inputs: Tensor, wait: int) -> Tensor:
+    """Inputs ``(T, ...)`` and ``wait`` steps of zeros."""
+    return torch.cat((inputs, inputs.new_zeros(wait, *inputs.shape[1:])))
 
 
 def _at_the_end(labels: Tensor, steps: int) -> Tensor:
@@ -622,12 +760,15 @@ def _variants() -> Iterator[Task]:
     """
     options: dict[str, Any]
     series: Series
-    for symbols, length, delay in ((8, 5, 6), (6, 3, 12), (6, 3, 20)):
+    for symbols, length, delay in ((8, 5, 6), (6, 3, 12), (6, 3, 20), (4, 2, 40)):
         sizes, options = (symbols + 1, symbols, 2 * length + delay), {"symbols": symbols, "length": length}
         yield _task(f"recall-{delay}", "classes", sizes, 1 / symbols, _recall, delay=delay, **options)
-    for delays in ((2, 4, 8, 12, 16), (8, 12, 16, 20, 24)):
-        yield _task(f"capacity-{max(delays)}", "values", (1, len(delays), 40), 0, _capacity, steps=40, delays=delays)
-    for steps in (20, 40):
+    for delays in ((2, 4, 8, 12, 16), (8, 12, 16, 20, 24), (20, 26, 32)):
+        steps = 48 if max(delays) > 24 else 40
+        yield _task(
+            f"capacity-{max(delays)}", "values", (1, len(delays), steps), 0, _capacity, steps=steps, delays=delays
+        )
+    for steps in (20, 40, 60):
         yield _task(f"adding-{steps}", "values", (2, 1, steps), 0, _adding, steps=steps)
     for delay, distraction in ((8, 1.0), (20, 0.0)):
         options = {"delay": delay, "distraction": distraction, "noise": 0.1}
@@ -636,18 +777,22 @@ def _variants() -> Iterator[Task]:
         sizes, options = (7, 1, 6 + delay), {"symbols": 6, "items": 2, "probes": 4, "noise": 0.2}
         yield _task(f"match-{delay}", "bits", sizes, 0.5, _match, delay=delay, **options)
 
-    for lags in ((2, 4, 7, 11), (4, 8, 12, 16)):
-        yield _task(f"xor-{max(lags)}", "bits", (1, len(lags), 32), 0.5, _xor, steps=32, lags=lags)
-    for widths in ((3, 5, 8), (3, 6, 12)):
+    for lags in ((2, 4, 7, 11), (4, 8, 12, 16), (14, 18)):
+        steps = 40 if max(lags) > 16 else 32
+        yield _task(f"xor-{max(lags)}", "bits", (1, len(lags), steps), 0.5, _xor, steps=steps, lags=lags)
+    for widths in ((3, 5, 8), (3, 6, 12), (7, 9)):
         yield _task(f"parity-{max(widths)}", "bits", (1, len(widths), 24), 0.5, _parity, steps=24, widths=widths)
     for bits, rate in ((2, 0.15), (3, 0.1)):
         options = {"steps": 32, "bits": bits, "rate": rate, "noise": 0.25}
         yield _task(f"flipflop-{bits}", "bits", (bits, bits, 32), 0.5, _flipflop, **options)
-    for steps, cue in ((20, 20), (32, 2)):
-        yield _task(f"context-{steps}", "values", (4, 1, steps), 0, _context, steps=steps, cue=cue, noise=1.0)
+    options = {"steps": 60, "bits": 2, "rate": 0.03, "noise": 0.5, "gap": 24}
+    yield _task("flipflop-gap", "bits", (2, 2, 60), 0.5, _flipflop, **options)
+    for steps, cue, noise in ((20, 20, 1.0), (32, 2, 1.0), (60, 1, 2.0)):
+        yield _task(f"context-{steps}", "values", (4, 1, steps), 0, _context, steps=steps, cue=cue, noise=noise)
     for types, depth, steps in ((4, 6, 32), (2, 12, 48)):
         sizes, options = (2 * types, types, steps), {"steps": steps, "types": types, "depth": depth}
         yield _task(f"dyck-{types}x{depth}", "classes", sizes, 1 / types, _dyck, **options)
+    yield _task("dyck-gap", "classes", (8, 4, 60), 1 / 4, _dyck, steps=60, types=4, depth=8, gap=20)
 
     for order in (5, 10):
         yield _task(f"narma-{order}", "values", (1, 1, 32), 0, _narma, order=order, steps=32)
@@ -672,8 +817,29 @@ def _variants() -> Iterator[Task]:
     for classes, steps, noise in ((5, 24, 0.4), (10, 40, 0.1)):
         sizes, options = (1, classes, steps), {"steps": steps, "classes": classes, "noise": noise}
         yield _task(f"templates-{classes}", "classes", sizes, 1 / classes, _templates, **options)
+    options = {"steps": 24, "classes": 5, "noise": 0.2, "wait": 36}
+    yield _task("templates-wait", "classes", (1, 5, 60), 1 / 5, _templates, **options)
     for pixels, noise in ((1, 0.1), (4, 0.6)):
         yield _task(f"digits-{pixels}", "classes", (pixels, 10, 64 // pixels), 0.1, _digits, pixels=pixels, noise=noise)
+    yield _task("digits-wait", "classes", (4, 10, 56), 0.1, _digits, pixels=4, noise=0.3, wait=40)
+
+    for steps, marks in ((40, 3), (60, 4)):
+        yield _task(f"order-{marks}", "classes", (6, 2**marks, steps), 2**-marks, _order, steps=steps, marks=marks)
+    for pairs, delay in ((3, 24), (4, 16)):
+        options = {"pairs": pairs, "keys": 6, "values": 4, "delay": delay}
+        yield _task(f"associate-{pairs}", "classes", (10, 4, 2 * pairs + delay), 1 / 4, _associate, **options)
+    for longest, delay in ((16, 4), (24, 24)):
+        options = {"longest": longest, "delay": delay, "noise": 0.1}
+        yield _task(f"timing-{longest}", "values", (2, 1, longest + delay + 2), 0, _timing, **options)
+    for steps in (24, 40):
+        yield _task(f"winner-{steps}", "values", (2, 1, steps), 0, _winner, steps=steps)
+    for modulus, steps in ((5, 24), (7, 32)):
+        options = {"steps": steps, "modulus": modulus, "after": steps // 3}
+        yield _task(f"modular-{modulus}", "classes", (2, modulus, steps), 1 / modulus, _modular, **options)
+    for steps, speed in ((24, 0.5), (16, 0.7)):
+        yield _task(f"ring-{steps}", "values", (3, 2, steps), 0, _ring, steps=steps, speed=speed, noise=0.1)
+    for name, steps, periods in (("sine-slow", 40, (10.0, 30.0)), ("sine-fast", 40, (4.0, 10.0))):
+        yield _task(name, "values", (1, 1, steps), 0, _sine, steps=steps, periods=periods, shown=4)
 
 
 TASKS: dict[str, Task] = {task.name: task for task in _variants()}
