@@ -264,7 +264,7 @@ def clvlib_torch(problem: Problem) -> Call:
 
 
 def clvlib(problem: Problem, xp: ModuleType, array: Measure, along: Measure, from_start: Measure) -> Call:
-    """From a start alone, its frame is lost unless it reorthonormalises at every step: else it gets a trajectory."""
+    """From a start alone it fails at any interval but 1 (IndexError), so there it is led along a trajectory."""
     case, (step, jacobian) = problem.case, formulas(xp, problem.case.cell)
     weight, bias, start = array(problem.weight), array(problem.bias), array(problem.start[0])
     maps = (lambda _, x: step(x, weight, bias)), (lambda _, x: jacobian(x, weight, bias))

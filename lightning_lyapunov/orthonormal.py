@@ -11,10 +11,11 @@ with *u* the unit roundoff and *g* the *gap* that direction fell behind within o
 
 Two ways lead to the same triangle. :func:`by_householder` is exact to rounding. :func:`by_blocks` is all products of
 matrices and two to three times faster where there are enough directions and sequences: blocks of :data:`LEAF` are made
-orthonormal by Cholesky of their Gram matrix, and taken out of all later ones. A Gram matrix squares what it sees, so a
-block that spreads by :math:`\ell` nats is orthonormal to :math:`u e^{2\ell}` only. That is no error of the exponents by
-itself, as tangents = triangle · frame holds to rounding all the same and the next interval starts from that frame, as
-long as what it leaves in a later direction, :math:`u e^{2\ell + g}`, is small: :func:`gaps_in_blocks` counts it.
+orthonormal by Cholesky of their Gram matrix, and taken out of all later ones; the last of several, where the spectrum
+of a square matrix drops off, by Householder. A Gram matrix squares what it sees, so a block that spreads by
+:math:`\ell` nats is orthonormal to :math:`u e^{2\ell}` only. That is no error of the exponents by itself, as
+tangents = triangle · frame holds to rounding all the same and the next interval starts from that frame, as long as what
+it leaves in a later direction, :math:`u e^{2\ell + g}`, is small: :func:`gaps_in_blocks` counts it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ SLACK = math.log(90)
 """How much farther, in nats, than a gap may go what a block leaves in a later direction: it acts by its square."""
 _ENOUGH = 128
 """Directions times sequences from which on products beat LAPACK's loops on a CPU."""
+PILOT = 8
+"""Steps reorthonormalised one by one before the law first has a spread to go by."""
 _MEMORY = 0.98
 """What is left of a remembered spread after one more interval."""
 
@@ -57,19 +60,24 @@ def by_blocks(tangents: Tensor, failed: Tensor) -> tuple[Tensor, Tensor]:
     """
     rows = tangents.mT.contiguous()
     diagonal = rows.new_empty(rows.shape[:2])
-    _orthonormalise_rows(rows, diagonal, failed)
+    _orthonormalise_rows(rows, diagonal, failed, with_last=rows.shape[1] > LEAF)
     return rows.mT, diagonal
 
 
-def _orthonormalise_rows(rows: Tensor, diagonal: Tensor, failed: Tensor) -> None:
-    """Make the rows ``(B, K, D)`` orthonormal in place, first to last."""
+def _orthonormalise_rows(rows: Tensor, diagonal: Tensor, failed: Tensor, *, with_last: bool) -> None:
+    """Make rows ``(B, K, D)`` orthonormal in place, first to last; the last block, if it is here, by Householder."""
     k = rows.shape[1]
     if k > LEAF:
         middle = (k // 2 + LEAF - 1) // LEAF * LEAF
         first, rest = rows[:, :middle], rows[:, middle:]
-        _orthonormalise_rows(first, diagonal[:, :middle], failed)
+        _orthonormalise_rows(first, diagonal[:, :middle], failed, with_last=False)
         rest.baddbmm_(rest @ first.mT, first, alpha=-1)
-        _orthonormalise_rows(rest, diagonal[:, middle:], failed)
+        _orthonormalise_rows(rest, diagonal[:, middle:], failed, with_last=with_last)
+        return
+    if with_last:
+        frame, size = by_householder(rows.mT)
+        rows.copy_(frame.mT)
+        diagonal.copy_(size)
         return
     triangle, info = torch.linalg.cholesky_ex(rows @ rows.mT)
     failed.bitwise_or_(info)
@@ -120,11 +128,15 @@ def gaps_in_blocks(log: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     padded = nn.functional.pad(log, (0, blocks * LEAF - k), value=math.nan).unflatten(-1, (blocks, LEAF))
     top = padded.nan_to_num(nan=-math.inf).amax(-1, keepdim=True)
     within = 2 * (top - padded)
+    if blocks > 1:
+        within[..., -1, :] = 0  # by Householder
     left = within.nan_to_num(nan=-math.inf).amax(-1, keepdim=True) + top
     before = torch.cat([torch.full_like(left[..., :1, :], -math.inf), left[..., :-1, :].cummax(-2).values], -2)
     within, across = within.flatten(-2)[..., :k], (before - padded).flatten(-2)[..., :k]
     u = unit_roundoff(dtype)
-    is_blind = (within > math.log(1e-3 / u)).any() | (across > math.log(3e-2 / u)).any()
+    # Where all that is left is float32, living directions fall so far behind that no way could tell them from dead.
+    far = math.log(3e-2 / u) if dtype == torch.float64 else math.inf
+    is_blind = (within > math.log(1e-3 / u)).any() | (across > far).any()
     return torch.maximum(gaps(log), torch.maximum(within, across) - SLACK), is_blind
 
 
@@ -156,7 +168,15 @@ class PrecisionLaw:
         self._may_narrow = may_narrow and self._adaptive and dtype != torch.float32
         self._limit = limit
         self._spread = 0.0
+        self._has_learnt = False
         self._failures = 0
+
+    @property
+    def stretch(self) -> int:
+        """Steps to push before the law is asked again: few at first, and a whole number of intervals."""
+        if not self._adaptive:
+            return self.interval * max(1, self._limit // self.interval)
+        return self._limit if self._has_learnt else PILOT
 
     def refuses(self, gap: float, failed: bool) -> bool:
         """Whether a stretch with this worst gap must be pushed again; if so, more carefully from now on."""
@@ -175,6 +195,7 @@ class PrecisionLaw:
         self.may_use_blocks = self._failures < 3  # a map that fails again and again, as with dead units, always will
         if not self._adaptive:
             return
+        self._has_learnt = True
         per_step = gap / self.interval if gap < math.inf else math.inf
         remembered = self._spread * _MEMORY**intervals if self._spread < math.inf else 0.0
         self._spread = max(per_step, remembered)

@@ -42,12 +42,15 @@ class Recurrence(ABC):
         output_size: Leading entries of the state that the next layer sees (h, not c).
         dtype: Floating type of the arithmetic.
         crossover: Tangents above which :meth:`push_condensed` is the faster; infinite where there is no such form.
+        is_pure: Whether a step depends on state and drive alone, however many sequences there are and whenever it is
+            made: not known of a user's function.
     """
 
     state_size: int
     output_size: int
     dtype: torch.dtype
     crossover: float = math.inf
+    is_pure: bool = False
 
     def drive(self, inputs: Tensor) -> Tensor:
         """The part of a step that depends on the inputs ``(T, B, ...)`` alone, for all steps in one product."""
@@ -99,7 +102,7 @@ class Recurrence(ABC):
         r""":math:`\ln|\det J|` ``(T, B)`` by LU of the dense Jacobian, one step at a time to bound memory."""
         steps, sequences = factors[0].shape[:2]
         frame = torch.eye(self.state_size, dtype=self.dtype, device=factors[0].device)
-        frame = frame.expand(sequences, -1, -1)
+        frame = frame.repeat(sequences, 1, 1)
         return torch.stack(
             [
                 torch.linalg.slogdet(self.push_forward(tuple(f[t] for f in factors), frame)).logabsdet
@@ -113,6 +116,7 @@ class _Gated(Recurrence):
 
     gates: int
     layer: type[nn.RNNBase]
+    is_pure = True
 
     def __init__(self, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor | None, bias_hh: Tensor | None) -> None:
         self.weight_ih, self.weight_hh = weight_ih, weight_hh
@@ -192,7 +196,7 @@ class ElmanMap(_Gated):
 
     def push_forward(self, factors: Factors, tangents: Tensor) -> Tensor:
         (slope,) = factors
-        return (tangents.mT @ self.weight_hh.mT).mul_(slope.unsqueeze(-2)).mT
+        return _times(tangents.mT, self.weight_hh).mul_(slope.unsqueeze(-2)).mT
 
     def log_volume(self, factors: Factors) -> Tensor:
         (slope,) = factors
@@ -237,7 +241,7 @@ class GRUMap(_Gated):
 
     def push_forward(self, factors: Factors, tangents: Tensor) -> Tensor:
         by_gate, z = factors
-        pushed = (tangents.mT @ self.weight_hh.mT).mul_(by_gate.unsqueeze(-2))
+        pushed = _times(tangents.mT, self.weight_hh).mul_(by_gate.unsqueeze(-2))
         return torch.addcmul(pushed.unflatten(-1, (3, self.hidden_size)).sum(-2), tangents.mT, z.unsqueeze(-2)).mT
 
     def condense(self, factors: Factors) -> Factors:
@@ -333,33 +337,29 @@ class LSTMMap(_Gated):
     def push_forward(self, factors: Factors, tangents: Tensor) -> Tensor:
         by_gate, f, s = factors
         dh, dc = self._split(tangents.mT)
-        pushed = (dh @ self.weight_hh.mT).mul_(by_gate.unsqueeze(-2))
+        pushed = _times(dh, self.weight_hh).mul_(by_gate.unsqueeze(-2))
         by_i, by_f, by_g, by_o = pushed.chunk(4, -1)
         dc = torch.addcmul(by_i + by_f + by_g, dc, f.unsqueeze(-2))
         dh = torch.addcmul(by_o, dc, s.unsqueeze(-2))
         return torch.cat([self._project(dh), dc], -1).mT
 
     def condense(self, factors: Factors) -> Factors:
-        # Rows of dh' are those of dc' times s, and W_o's: both halves are sums of four scaled weights.
         by_gate, f, s = factors
-        by_c = by_gate.unflatten(-1, (4, self.hidden_size)).clone()
-        by_o = by_c[..., 3, :].clone()
-        by_c[..., 3, :] = 0
-        by_h = by_c * s.unsqueeze(-2)
-        by_h[..., 3, :] = by_o
-        return torch.cat([by_h, by_c], -1), torch.stack([s * f, f], -2)
+        by_gate = by_gate.unflatten(-1, (4, self.hidden_size))
+        return by_gate[..., :3, :], by_gate[..., 3, :], f, s
 
     def push_condensed(self, factors: Factors, tangents: Tensor) -> Tensor:
-        scales, keeps = factors  # (B, 4, 2H), (B, 2, H)
+        # Three gates act through c and become one matrix; the fourth acts on h alone, and its weights need no copy.
+        scales, by_o, f, s = factors
         dh, dc = self._split(tangents.mT)
-        pushed = dh @ _scaled_sum(scales, self._weights_by_row).mT
-        pushed.unflatten(-1, (2, self.hidden_size)).addcmul_(dc.unsqueeze(-2), keeps.unsqueeze(-3))
-        return pushed.mT
+        dc = torch.bmm(dh, _scaled_sum(scales, self._weights_by_row).mT).addcmul_(dc, f.unsqueeze(-2))
+        dh = _times(dh, self.weight_hh[3 * self.hidden_size :]).mul_(by_o.unsqueeze(-2)).addcmul_(dc, s.unsqueeze(-2))
+        return torch.cat([dh, dc], -1).mT
 
     @cached_property
     def _weights_by_row(self) -> Tensor:
-        """``(2H, gates, H)``: row i of each gate's weights, side by side, for dh' and again for dc'."""
-        return self.weight_hh.unflatten(0, (4, -1)).transpose(0, 1).repeat(2, 1, 1)
+        """``(H, 3, H)``: row i of the weights of i, f and g, side by side."""
+        return self.weight_hh.unflatten(0, (4, -1))[:3].transpose(0, 1).contiguous()
 
     def log_volume(self, factors: Factors) -> Tensor:
         # Row operations take the dc' block out of dh': det J = prod(f) · det(P diag(by_o) W_o).
@@ -474,6 +474,11 @@ class CellMap(Recurrence):
         return CellMap(self.cell, self.template, driven=self.driven, dtype=dtype)
 
 
+def _times(rows: Tensor, weights: Tensor) -> Tensor:
+    """``rows`` ``(B, K, M)`` times the transpose of ``weights`` ``(N, M)``, in one product for the whole batch."""
+    return (rows.flatten(0, 1) @ weights.mT).unflatten(0, rows.shape[:2])
+
+
 def _scaled_sum(scales: Tensor, weights: Tensor) -> Tensor:
     """Matrices ``(B, N, M)`` whose row i is that of each of G weights, times its scale, added up.
 
@@ -481,7 +486,8 @@ def _scaled_sum(scales: Tensor, weights: Tensor) -> Tensor:
         scales: ``(B, G, N)``.
         weights: ``(N, G, M)``.
     """
-    return torch.bmm(scales.permute(2, 0, 1), weights).transpose(0, 1)  # N products are faster than G passes
+    # N small products are faster than G passes over the matrices, if they find their operands contiguous.
+    return torch.bmm(scales.permute(2, 0, 1).contiguous(), weights).transpose(0, 1)
 
 
 def as_parts(state: State) -> Sequence[Tensor]:

@@ -8,7 +8,7 @@ Exponents are in nats per step, largest first, and conditional on the driving in
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,15 +16,16 @@ import torch
 from torch import Tensor
 
 from lightning_lyapunov.isolation import measuring
-from lightning_lyapunov.orthonormal import PrecisionLaw, gap_budget
+from lightning_lyapunov.orthonormal import TOLERANCE, PrecisionLaw, gap_budget
 from lightning_lyapunov.recurrence import Factors, Recurrence, State
 from lightning_lyapunov.tangent import Growth, push_along, random_frame
 from lightning_lyapunov.trajectory import STRETCH, Inputs, Trajectory, device_of, trajectories, unwrap, widest_dtype
 
 CHUNK = STRETCH
-"""Steps between two looks at the precision law; also the longest interval."""
-PILOT = 8
-"""Steps reorthonormalised one by one before the law first has a spread to go by."""
+"""Longest interval, and about the steps between two looks at the precision law."""
+FEW, SEGMENTS, SHORTEST_SEGMENT, BURN_IN = 2, 8, 2048, 64
+"""Sequences up to which time is cut into segments that run side by side; how many rows they make at most; the fewest
+steps of one, since each adds to the bias of finite time; and the steps before it in which its frame settles."""
 SMALL = 64
 """Dimension of the state up to which the volume rate is computed by LU where it has no closed form."""
 BLOCKS, FEWEST_BLOCKS = 32, 8
@@ -61,6 +62,9 @@ class LyapunovSpectrum:
     volume_rate: float
     r"""Mean :math:`\ln|\det J|` per step, computed without tangent vectors: what a whole spectrum must sum to.
     NaN where it would cost more than the measurement."""
+    audit: float = math.nan
+    """Where a whole spectrum was measured and ``volume_rate`` is not known: by how much the frame grew faster than
+    ln|det J| says, in those intervals in which it was looked at."""
     parts: Mapping[str, LyapunovSpectrum] = field(default_factory=dict)
     """The layers this spectrum is the union of; empty for a single layer."""
 
@@ -76,8 +80,14 @@ class LyapunovSpectrum:
 
     @property
     def sum_rule_error(self) -> float:
-        """Sum of the exponents less the volume rate, nats per step: a self-check, NaN unless both are known."""
-        return float(self.exponents.sum()) - self.volume_rate if self.complete else math.nan
+        """Sum of the exponents less the volume rate, nats per step: a self-check, NaN for a partial spectrum.
+
+        Where the volume rate would cost too much it is looked at in one interval in a while.
+        """
+        if self.parts:
+            return sum(part.sum_rule_error for part in self.parts.values()) if self.complete else math.nan
+        error = float(self.exponents.sum()) - self.volume_rate if self.complete else math.nan
+        return self.audit if math.isnan(error) else error
 
     def __repr__(self) -> str:
         top = f"max {float(self.exponents[0]):+.4f} ± {float(self.stderr[0]):.4f}"
@@ -235,46 +245,88 @@ def _measure(
     frame = random_frame(size, k, device, generator).expand(sequences, size, k)
     may_narrow = dtype is None and path.recurrence.to(torch.float32).dtype == torch.float32
     law = PrecisionLaw(path.recurrence.dtype, interval, may_narrow=may_narrow, limit=CHUNK)
-    tally = _Tally(sequences, k, device)
-    for start, stop in _stretches(steps, transient, interval):
-        factors = path.follow(stop)
-        running = path.running[start:stop]
-        settled, growth, gap, failed = _push(path.recurrence, factors, running, frame, law)
-        while law.refuses(gap, failed):
-            settled, growth, gap, failed = _push(path.recurrence, factors, running, frame, law)
-        frame = settled
-        if start >= transient:
-            tally.add(growth, law.dtype, running, _log_volume(path.recurrence, factors, k))
-            if tolerance is not None and tally.is_within(tolerance):
-                break
-        law.learn(gap, growth.intervals)
+    segments = _segments(path, transient)
+    order = path.order
+    if segments > 1:
+        path, frame = _cut(path, transient, segments, frame, law)
+    else:
+        frame = _advance(path, transient, frame, law)
+    tally = _Tally(sequences, segments, k, device)
+    _advance(path, len(path.running), frame, law, tally, tolerance)
     exponents, stderr, per_sequence = tally.averages()
-    exponents, order = _sorted(exponents)
+    exponents, ranks = _sorted(exponents)
+    trusted = tally.trusted & (exponents.isfinite()[ranks.argsort()] & tally.is_consistent)
     return LyapunovSpectrum(
         exponents=exponents,
-        stderr=stderr[order],
-        per_sequence=_in_users_order(per_sequence, path.order)[:, order],
-        trusted=tally.trusted[order] & exponents.isfinite(),
+        stderr=stderr[ranks],
+        per_sequence=_in_users_order(per_sequence, order)[:, ranks],
+        trusted=trusted[ranks],
         dimension=size,
         steps=tally.steps,
         sequences=sequences,
         transient=transient,
-        interval=tally.steps / tally.intervals,
+        interval=tally.interval,
         dtype=tally.dtype,
         driven=driven,
         volume_rate=tally.volume_rate(),
+        audit=tally.audit(),
     )
 
 
-def _stretches(steps: int, transient: int, interval: int | None) -> Iterator[tuple[int, int]]:
-    """Cut the steps into a pilot, chunks and, at its end, the transient; a fixed interval divides the chunks."""
-    chunk = CHUNK if interval is None else interval * max(1, CHUNK // interval)
-    start = 0
-    while start < steps:
-        length = PILOT if start == 0 and interval is None else chunk
-        stop = min(start + length, transient if start < transient else steps)
-        yield start, stop
-        start = stop
+def _segments(path: Trajectory, transient: int) -> int:
+    """Pieces of time to run side by side: more than one where sequences are so few that they leave the machine idle."""
+    steps, sequences = len(path.running) - transient, len(path.initial)
+    if not path.recurrence.is_pure or sequences > FEW or path.running[-1] < sequences:
+        return 1
+    return max(1, min(SEGMENTS // sequences, steps // SHORTEST_SEGMENT))
+
+
+def _cut(path: Trajectory, transient: int, count: int, frame: Tensor, law: PrecisionLaw) -> tuple[Trajectory, Tensor]:
+    """The time after the transient as ``count`` pieces, each a sequence of its own, and frames settled at their starts.
+
+    The states are those of the one long path. Each frame begins anew and settles in the steps before its piece.
+    """
+    inputs, sequences, total = path.inputs, len(path.initial), len(path.running)
+    length = math.ceil((total - transient) / count)
+    starts = [transient + i * length for i in range(count)]
+    first = _advance(path, transient, frame, law)
+    states = [path.state]
+    for start in starts[1:]:
+        path.skip(start - BURN_IN)
+        states.append(path.state)
+    before = torch.cat([inputs[start - BURN_IN : start] for start in starts[1:]], 1)
+    settling = Trajectory(path.recurrence, before, torch.cat(states[1:]), [before.shape[1]] * BURN_IN)
+    rest = _advance(settling, BURN_IN, frame.repeat(count - 1, 1, 1), law)
+    pieces = [inputs[start : start + length] for start in starts]
+    missing = length - len(pieces[-1])
+    pieces[-1] = torch.cat([pieces[-1], pieces[-1].new_zeros(missing, *pieces[-1].shape[1:])])
+    running = [count * sequences] * (length - missing) + [(count - 1) * sequences] * missing
+    state = torch.cat([states[0], settling.state])
+    return Trajectory(path.recurrence, torch.cat(pieces, 1), state, running), torch.cat([first.to(rest.dtype), rest])
+
+
+def _advance(
+    path: Trajectory,
+    stop: int,
+    frame: Tensor,
+    law: PrecisionLaw,
+    tally: _Tally | None = None,
+    tolerance: float | None = None,
+) -> Tensor:
+    """Push the frame along the path up to a step, counting what it does if there is a tally; the frame there."""
+    while (start := path.time) < stop:
+        factors = path.follow(min(start + law.stretch, stop))
+        running = path.running[start : path.time]
+        settled, growth, gap, failed = _push(path.recurrence, factors, running, frame, law)
+        while law.refuses(gap, failed):
+            settled, growth, gap, failed = _push(path.recurrence, factors, running, frame, law)
+        frame = settled
+        if tally is not None:
+            tally.add(growth, law.dtype, running, *_volumes(path.recurrence, factors, growth, frame.shape[-1]))
+            if tolerance is not None and tally.is_within(tolerance):
+                break
+        law.learn(gap, growth.intervals)
+    return frame
 
 
 def _push(
@@ -295,37 +347,60 @@ def _push(
     return frame, growth, gap, bool(failed)
 
 
-def _log_volume(recurrence: Recurrence, factors: Factors, k: int) -> Tensor | None:
-    """ln|det J| ``(T, B)`` in closed form, else by LU where that is cheap beside pushing k directions."""
+def _volumes(recurrence: Recurrence, factors: Factors, growth: Growth, k: int) -> tuple[Tensor | None, Tensor | None]:
+    """ln|det J| ``(T, B)`` if it is cheap; else, of a whole frame, its sum over the last interval of one sequence.
+
+    Cheap is a closed form, and LU of a small Jacobian where pushing k directions costs about as much.
+    """
     closed = recurrence.log_volume(factors)
-    if closed is None and recurrence.state_size <= min(2 * k, SMALL):
-        return recurrence.dense_log_volume(factors)
-    return closed
+    if closed is not None:
+        return closed, None
+    if recurrence.state_size <= min(2 * k, SMALL):
+        return recurrence.dense_log_volume(factors), None
+    if recurrence.state_size > k:
+        return None, None
+    return None, recurrence.dense_log_volume(tuple(factor[-growth.last_steps :, :1] for factor in factors)).sum()
 
 
 class _Tally:
-    """Growth summed over the measured stretches, and what follows from it."""
+    """Growth summed over the measured stretches, and what follows from it.
 
-    def __init__(self, sequences: int, k: int, device: torch.device) -> None:
-        self.steps = self.intervals = 0
+    Rows are sequences, or pieces of them in time: piece after piece, in each all sequences.
+    """
+
+    def __init__(self, sequences: int, pieces: int, k: int, device: torch.device) -> None:
+        self.intervals = 0
         self.dtype = torch.float64
         self.trusted = torch.ones(k, dtype=torch.bool, device=device)
-        self._log = torch.zeros(sequences, k, dtype=widest_dtype(device), device=device)
-        self._steps_of = [0] * sequences
-        self._stretches: list[tuple[Tensor, int]] = []  # of a single sequence, for its error bar
+        self._pieces, self._pushed = pieces, 0
+        self._log = torch.zeros(sequences * pieces, k, dtype=widest_dtype(device), device=device)
+        self._steps_of = [0] * (sequences * pieces)
+        self._stretches: list[list[tuple[Tensor, int]]] = [[] for _ in range(pieces)]  # of a single sequence
         self._volume: Tensor | float | None = 0.0
+        self._audits: list[Tensor] = []
 
-    def add(self, growth: Growth, dtype: torch.dtype, running: list[int], log_volume: Tensor | None) -> None:
+    def add(
+        self,
+        growth: Growth,
+        dtype: torch.dtype,
+        running: list[int],
+        log_volume: Tensor | None,
+        audited: Tensor | None,
+    ) -> None:
         self._log = self._log + growth.log
         self.trusted &= growth.gap.amax(0) <= gap_budget(dtype)
         self.dtype = min(self.dtype, dtype, key=_bits)
         self.intervals += growth.intervals
-        self.steps += len(running)
-        for row in range(running[0]):
-            self._steps_of[row] += len(running) if row < running[-1] else sum(rows > row for rows in running)
-        if len(self._steps_of) == 1:
-            self._stretches.append((growth.log[0], len(running)))
+        self._pushed += len(running)
+        ran = [sum(rows > row for rows in running) if row >= running[-1] else len(running) for row in range(running[0])]
+        for row, steps in enumerate(ran):
+            self._steps_of[row] += steps
+        if len(self._steps_of) == self._pieces:  # a single sequence: its error bar comes from stretches of time
+            for row, steps in enumerate(ran):
+                self._stretches[row].append((growth.log[row], steps))
         self._add_volume(log_volume, running)
+        if audited is not None:
+            self._audits.append((growth.last[0] - audited) / growth.last_steps)
 
     def _add_volume(self, log_volume: Tensor | None, running: list[int]) -> None:
         if log_volume is None or self._volume is None:
@@ -335,13 +410,35 @@ class _Tally:
         active = row < torch.tensor(running, device=log_volume.device).unsqueeze(1)
         self._volume = self._volume + torch.where(active, log_volume, 0.0).sum()
 
+    @property
+    def steps(self) -> int:
+        """Of the longest sequence."""
+        return max(
+            sum(self._steps_of[b :: len(self._steps_of) // self._pieces]) for b in range(len(self._log) // self._pieces)
+        )
+
+    @property
+    def interval(self) -> float:
+        """Mean steps between reorthonormalisations."""
+        return self._pushed / self.intervals
+
     def volume_rate(self) -> float:
         return math.nan if self._volume is None else float(self._volume) / sum(self._steps_of)
 
+    def audit(self) -> float:
+        """Mean by which a whole frame grew faster than ln|det J| says, nats per step; NaN if that was not looked at."""
+        return float(torch.stack(self._audits).mean()) if self._audits else math.nan
+
+    @property
+    def is_consistent(self) -> Tensor:
+        """() bool: that all exponents are within the law is not at odds with the volume where that was looked at."""
+        wrong = abs(self.audit()) > 10 * TOLERANCE
+        return ~(self.trusted.all() & wrong)
+
     def averages(self) -> tuple[Tensor, Tensor, Tensor]:
         """Exponents ``(K,)``, their standard errors ``(K,)`` and the exponents of each sequence ``(B, K)``."""
-        log = self._log
-        steps = torch.tensor(self._steps_of, dtype=log.dtype, device=log.device)
+        log = self._log.unflatten(0, (self._pieces, -1)).sum(0)
+        steps = torch.tensor(self._steps_of, dtype=log.dtype, device=log.device).view(self._pieces, -1).sum(0)
         mean, error = _mean_and_error(log, steps)
         if len(log) == 1:
             error = _mean_and_error(*self._blocks())[1]
@@ -354,8 +451,9 @@ class _Tally:
 
     def _blocks(self) -> tuple[Tensor, Tensor]:
         """The stretches of a single sequence joined into at most :data:`BLOCKS`: growth ``(S, K)`` and steps (S,)."""
-        joined = math.ceil(len(self._stretches) / BLOCKS)
-        groups = [self._stretches[i : i + joined] for i in range(0, len(self._stretches), joined)]
+        stretches = [stretch for piece in self._stretches for stretch in piece]
+        joined = math.ceil(len(stretches) / BLOCKS)
+        groups = [stretches[i : i + joined] for i in range(0, len(stretches), joined)]
         groups = groups if len(groups) >= FEWEST_BLOCKS else groups[:1]
         log = torch.stack([torch.stack([log for log, _ in group]).sum(0) for group in groups])
         return log, torch.tensor([sum(n for _, n in group) for group in groups], dtype=log.dtype, device=log.device)

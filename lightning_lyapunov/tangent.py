@@ -21,6 +21,10 @@ class Growth:
     """``(B, K)`` nats; the most a direction fell behind the fastest within one interval, by :func:`gaps`."""
     intervals: int
     """How often the frame was reorthonormalised."""
+    last: Tensor
+    """(B,) nats; growth in the last interval, summed over the directions."""
+    last_steps: int
+    """How many steps the last interval had."""
     failed: Tensor
     """() bool: the faster way to reorthonormalise broke down, and all of this is nonsense."""
 
@@ -28,9 +32,11 @@ class Growth:
 def random_frame(size: int, k: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
     """An orthonormal frame ``(D, K)`` in general position, float64, the same for a seed on every device."""
     generator = generator or torch.Generator().manual_seed(0)
-    # All D are drawn, so that the first K are the same whatever K is.
-    directions = torch.randn(size, size, generator=generator, device=generator.device, dtype=torch.float64)
-    return torch.linalg.qr(directions[:k].cpu().mT).Q.to(device, torch.float32 if device.type == "mps" else None)
+    # Drawn by sixteens, as torch's generator does, so that the first K directions are the same whatever K is.
+    drawn = torch.randn(-(-k * size // 16) * 16, generator=generator, device=generator.device, dtype=torch.float64)
+    return torch.linalg.qr(drawn[: k * size].view(k, size).cpu().mT).Q.to(
+        device, torch.float32 if device.type == "mps" else None
+    )
 
 
 def push_along(
@@ -80,7 +86,14 @@ def push_along(
         frame = pushed if whole else torch.cat([pushed, frame[rows:]])
     log = growth(diagonal, torch.tensor([steps for _, steps in ends], device=frame.device), size)
     gap, is_blind = gaps_in_blocks(log, frame.dtype) if in_blocks else (gaps(log), failed.any())
-    return frame, Growth(log.sum(0), gap.amax(0), len(ends), is_blind | failed.any())
+    return frame, Growth(
+        log=log.sum(0),
+        gap=gap.amax(0),
+        intervals=len(ends),
+        last=log[-1].sum(-1),
+        last_steps=ends[-1][1],
+        failed=is_blind | failed.any(),
+    )
 
 
 def _ends(running: list[int], interval: int) -> list[tuple[int, int]]:

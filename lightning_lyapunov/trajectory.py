@@ -91,6 +91,11 @@ class Trajectory:
         """``(B, D)`` the state that the path has been followed to."""
         return self._state
 
+    @property
+    def time(self) -> int:
+        """The step that the path has been followed to."""
+        return self._time
+
     def follow(self, stop: int) -> Factors:
         """Factors ``(S, B, ...)`` of the Jacobians from where the path was last followed to, up to step ``stop``."""
         states, factors = self.recurrence.follow(self.inputs[self._time : stop], self._state)
@@ -98,7 +103,11 @@ class Trajectory:
         return factors
 
     def skip(self, stop: int) -> None:
-        """Follow the path without linearising it."""
+        """Follow the path without linearising it, a stretch at a time."""
+        while self._time < stop:
+            self._skip(min(self._time + STRETCH, stop))
+
+    def _skip(self, stop: int) -> None:
         inputs = self.inputs[self._time : stop]
         self._advance(self.recurrence.run(inputs, self.recurrence.drive(inputs), self._state), stop)
 
@@ -109,8 +118,7 @@ class Trajectory:
 
     def outputs(self) -> Tensor:
         """``(T, B, output_size)`` what a layer above sees; follows the rest of the path if need be."""
-        while self._time < len(self.running):
-            self.skip(min(self._time + STRETCH, len(self.running)))
+        self.skip(len(self.running))
         self._outputs = [torch.cat(self._outputs)]
         return self._outputs[0]
 

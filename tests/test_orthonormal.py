@@ -97,7 +97,8 @@ def test_blocks_break_down_or_are_blind_where_directions_have_no_image(size: int
         failed = torch.zeros(1, dtype=torch.int32)
         _, diagonal = by_blocks(every[:, order].to(dtype)[None], failed)
         log = growth(diagonal[None], torch.ones(1), size)
-        assert failed.any() or gaps_in_blocks(log, dtype)[1]
+        dead = int((log == -math.inf).sum())  # those that the last block, by Householder, has found by itself
+        assert failed.any() or gaps_in_blocks(log, dtype)[1] or dead == low
 
 
 def test_blocks_are_for_many_directions_and_sequences_on_a_cpu() -> None:

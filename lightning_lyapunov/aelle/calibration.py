@@ -173,19 +173,19 @@ class Shares(Tensors):
             weights: (R,).
         """
         parts = by_model.new_tensor(PARTS).view(-1, 1, 1)
-        errors = (torch.lerp(by_ridge, by_model, parts) - wanted).square() * weights.unsqueeze(1)  # (parts, R, heads)
-        errors = errors.nan_to_num()
+        told = ~wanted.isnan()
+        counts = told * weights.unsqueeze(1)
+        errors = (torch.lerp(by_ridge, by_model, parts) - wanted).square().nan_to_num() * counts  # (parts, R, heads)
         place, state = _place(rows).round().long(), Shares.state(rows)
         table = Shares.equal(wanted.shape[1]).table.to(by_model.dtype)
         for known in range(6):
-            here = state == known
+            here = told & (state == known).unsqueeze(1)
             for knot in range(len(KNOTS)):
-                near = here & (place == knot)
-                near = near if int(near.sum()) >= 5 else here
-                if near.any():
-                    # Rounded, so that noise does not decide between two of the same.
-                    total = (errors[:, near].sum(1) / weights[near].sum()).round(decimals=4)
-                    table[known, knot] = parts[total.argmin(0), 0, 0]
+                near = here & (place == knot).unsqueeze(1)
+                near = torch.where(near.sum(0) >= 5, near, here)
+                # Rounded, so that noise does not decide between two of the same.
+                total = ((errors * near).sum(1) / (counts * near).sum(0)).round(decimals=4)
+                table[known, knot] = torch.where(near.any(0), parts[total.argmin(0), 0, 0], table[known, knot])
         return Shares(table)
 
     def __call__(self, rows: Rows) -> Tensor:

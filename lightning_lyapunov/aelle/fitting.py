@@ -14,7 +14,7 @@ from lightning_lyapunov.aelle.features import ARCHITECTURES, CONTEXT, LEVELS, Ro
 FAILED, TOOK_OFF = 0.1, 0.3
 """Final skill below which a network never learnt its task, and above which it took off."""
 STEPS, BATCH = 1500, 512
-NEWTON_STEPS = 10
+NEWTON_STEPS = 25
 """Of the ridge: more change nothing that matters."""
 RECONSTRUCTION = 0.2
 """Weight of the reconstruction beside the predictions."""
@@ -124,6 +124,10 @@ class Ridge(Tensors):
         centre = (features.nan_to_num() * share).sum(0) / total
         spread = (((features - centre).nan_to_num().square() * share).sum(0) / total).sqrt()
         spread = spread.masked_fill(spread < 1e-4, torch.inf)  # what never varied says nothing, however it varies later
+        standard = ((features - centre) / spread).nan_to_num().double()
+        alike = (standard * weights.double().unsqueeze(1)).mT @ standard / weights.sum()
+        # Nor does a multiple of another feature, as of one by a context that never varied, add anything.
+        spread = spread.masked_fill((alike.abs() > 1 - 1e-6).triu(1).any(0), torch.inf)
         x = torch.cat([((features - centre) / spread).nan_to_num(), torch.ones(len(features), 1)], 1).double()
         counts = weights.double() * (len(x) / weights.sum())
         columns = [_logistic_ridge(x, y, counts, penalty) for y in wanted.double().unbind(1)]
