@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_lyapunov import LyapunovSpectrum
 from lightning_lyapunov.recurrence import Recurrence, as_parts
 from lightning_lyapunov.tangent import random_frame
+from lightning_lyapunov.trajectory import trajectories
 
 FAMILIES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "tanh": (nn.RNN, {}),
@@ -164,7 +165,23 @@ def _product(a: list[list[Fraction]], b: list[list[Fraction]]) -> list[list[Frac
             for row in a]  # fmt: skip
 
 
-def worst_trusted_error(spectrum: LyapunovSpectrum, reference: LyapunovSpectrum) -> float:
+def careful_exponents(module: nn.RNNBase, inputs: Tensor, k: int | None = None, transient: int = 0) -> Tensor:
+    """Exponents (K,) by float64, Householder after every step and nothing else."""
+    (path,) = trajectories(module, inputs, None, None, torch.float64).values()
+    recurrence, states, drive = path.recurrence, path.states, path.drive
+    size = recurrence.state_size
+    frame = random_frame(size, k or size, torch.device("cpu"), None).expand(states.shape[1], -1, -1)
+    total = torch.zeros(frame.shape[-1], dtype=torch.float64)
+    for t in range(len(drive)):
+        factors = recurrence.linearise(states[t : t + 1], drive[t : t + 1])
+        frame, r = torch.linalg.qr(recurrence.push_forward(tuple(factor[0] for factor in factors), frame))
+        if t >= transient:
+            total += r.diagonal(dim1=-2, dim2=-1).abs().log().mean(0)
+    return (total / (len(drive) - transient)).sort(descending=True).values
+
+
+def worst_trusted_error(spectrum: LyapunovSpectrum, reference: LyapunovSpectrum | Tensor) -> float:
     """Largest error of an exponent called trusted; the spectra are compared index by index."""
-    error = (spectrum.exponents - reference.exponents).abs()[spectrum.trusted]
+    expected = reference if isinstance(reference, Tensor) else reference.exponents
+    error = (spectrum.exponents - expected).abs()[spectrum.trusted]
     return float(error.max()) if len(error) else 0.0

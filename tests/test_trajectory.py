@@ -13,7 +13,6 @@ from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_lyapunov import lyapunov_spectrum
-from lightning_lyapunov import trajectory as module_under_test
 from lightning_lyapunov.trajectory import Trajectory, device_of, trajectories, unwrap
 
 INPUT, HIDDEN, STEPS, BATCH = 3, 5, 7, 3
