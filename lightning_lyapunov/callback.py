@@ -15,12 +15,13 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_lyapunov.aelle import AeLLEScore, AeLLEScorer
+from lightning_lyapunov.budget import Budget, Plan
 from lightning_lyapunov.features import spectrum_features
 from lightning_lyapunov.history import History, Measurement
 from lightning_lyapunov.isolation import measuring
 from lightning_lyapunov.loggers.histogram import log_histogram
 from lightning_lyapunov.probe import Probe, find_layers
-from lightning_lyapunov.spectrum import LyapunovSpectrum, lyapunov_spectrum
+from lightning_lyapunov.spectrum import Frames, LyapunovSpectrum, lyapunov_spectrum
 
 FLOOR = -100.0
 """Nats per step. Exponents below, dead directions among them, are logged as this, since a monitor stops on infinity."""
@@ -55,11 +56,14 @@ class LyapunovSpectrumCallback(pl.Callback):
         dtype: Arithmetic of the tangent vectors; chosen by the precision law if None. The run's own precision never
             reaches the measurement.
         tolerance: Stop a measurement early when every standard error is below it, nats per step.
+        warm_start: Begin with the frames of the last measurement where the inputs are the same, three times out of
+            four: it saves the transient, but the figures are no longer those of the weights and inputs alone.
         every_n_epochs: Measure in one epoch out of so many; the first one always, also after a resume.
         every_n_train_steps: Measure when so many updates were made since the last time, also within an epoch. Takes
             the place of ``every_n_epochs``.
-        max_overhead: Share of the training time so far that measurements may take; they are spaced out to keep to it,
-            after those before the first update and of the first epoch. None: no bound.
+        max_overhead: Share of the training time so far that measurements may take. Where a whole one would break it,
+            fewer sequences are measured, then fewer exponents, and where not even the least fits, none this time; but
+            always before the first update and in the first epoch. None: no bound.
         prefix: First part of the keys. Two instances in one Trainer need different ones.
         histogram: Whether to log the spectrum as a histogram too, where the logger can (TensorBoard, W&B).
         prog_bar: Whether to show the largest exponent on the progress bar.
@@ -137,6 +141,7 @@ class LyapunovSpectrumCallback(pl.Callback):
         interval: int | None = None,
         dtype: Literal["float32", "float64"] | None = None,
         tolerance: float | None = None,
+        warm_start: bool = False,
         every_n_epochs: int = 1,
         every_n_train_steps: int | None = None,
         max_overhead: float | None = 0.1,
@@ -184,6 +189,7 @@ class LyapunovSpectrumCallback(pl.Callback):
         self.module = module if module is None or isinstance(module, str) else list(module)
         self.k, self.num_sequences, self.num_steps = k, num_sequences, num_steps
         self.transient, self.interval, self.tolerance = transient, interval, tolerance
+        self.warm_start = warm_start
         self.dtype = dtype
         self.every_n_epochs, self.every_n_train_steps = every_n_epochs, every_n_train_steps
         self.max_overhead, self.prefix = max_overhead, prefix
@@ -196,8 +202,9 @@ class LyapunovSpectrumCallback(pl.Callback):
         self._scorer: AeLLEScorer | None = None
         self._probes: dict[str, _LayerProbes] = {}
         self._told: set[str] = set()
-        self._seconds = self._seconds_at_start = 0.0  # spent measuring in all, and before this fit
-        self._last_seconds = 0.0  # spent on the last measurement
+        self._budget = Budget(max_overhead)
+        self._frames: dict[str, Frames] = {}
+        self._seconds_at_start = 0.0  # spent measuring before this fit
         self._trained_before = 0.0  # seconds of training before this fit
         self._started: float | None = None
         self._measured_at: tuple[int, int] | None = None  # global step and epoch of the last measurement of this fit
@@ -257,7 +264,7 @@ class LyapunovSpectrumCallback(pl.Callback):
         for probes in self._probes.values():
             probes.validation.remove()
             probes.training.remove()
-        self._probes, self._scorer = {}, None
+        self._probes, self._frames, self._scorer = {}, {}, None
 
     # ---------------------------------------------------------------- what drives the layers
 
@@ -322,7 +329,7 @@ class LyapunovSpectrumCallback(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure before the first update, on what the sanity check brought."""
-        self._started, self._seconds_at_start = time.perf_counter(), self._seconds
+        self._started, self._seconds_at_start = time.perf_counter(), self._budget.spent
         if trainer.global_step == 0 and self._has_recorded(trainer):
             self._measure_and_log(trainer, pl_module, "before training")
 
@@ -362,24 +369,31 @@ class LyapunovSpectrumCallback(pl.Callback):
         recorded = any(probes.have_recorded for probes in self._probes.values())
         return bool(trainer.strategy.broadcast(recorded)) if trainer.world_size > 1 else recorded
 
-    def _is_affordable(self) -> bool:
-        """Whether one more measurement like the last keeps the time spent measuring within its share."""
-        if self.max_overhead is None or self._measured_at is None or self._measured_at[0] == 0:
-            return True  # the first epoch always measures, also after a resume
-        if self._seconds + self._last_seconds <= self.max_overhead * self._training_seconds():
-            return True
-        self._tell_once(
-            f"measurements are spaced out to stay under {self.max_overhead:.0%} of the training time; each takes "
-            f"{self._last_seconds:.2g} s. max_overhead=None measures every time; a smaller k or num_steps costs less."
-        )
-        return False
+    def _affordable(self) -> Plan | None:
+        """How much of a measurement keeps the time spent measuring within its share; None: nothing does."""
+        must = self._measured_at is None or self._measured_at[0] == 0  # the first epoch, also after a resume
+        whole = self._whole_plan()
+        plan = self._budget.choose(whole, self._training_seconds(), must=must)
+        if plan != whole:
+            self._tell_once(
+                f"to stay under {self.max_overhead:.0%} of the training time, measurements are made smaller or spaced "
+                f"out; a whole one takes {self._budget.predicted(whole):.2g} s. max_overhead=None always makes whole "
+                "ones; a smaller k, num_sequences or num_steps costs less.",
+                subject="budget",
+            )
+        return plan
+
+    def _whole_plan(self) -> Plan:
+        """What is measured where there is no bound, in the terms of the largest layer."""
+        sizes = [_state_size(probes.validation.layer) for probes in self._probes.values()]
+        return Plan(self.num_sequences, self.k if self.k is not None else max(sizes))
 
     def _training_seconds(self) -> float:
         """Seconds trained so far, those spent measuring not counted."""
         if self._started is None:
             return self._trained_before
         elapsed = time.perf_counter() - self._started
-        return self._trained_before + elapsed - (self._seconds - self._seconds_at_start)
+        return self._trained_before + elapsed - (self._budget.spent - self._seconds_at_start)
 
     # ---------------------------------------------------------------- measuring
 
@@ -387,11 +401,12 @@ class LyapunovSpectrumCallback(pl.Callback):
         """Measure on rank zero and log the same on every rank."""
         if not self._probes:
             return
-        attempted, metrics = False, None
+        plan, metrics = None, None
         performance = self._performance_so_far(trainer)  # on every rank: to read it may be to reduce it over them
-        if trainer.is_global_zero and (attempted := self._is_affordable()):
+        if trainer.is_global_zero and (plan := self._affordable()) is not None:
             with trainer.profiler.profile(f"[{type(self).__name__}]measure"):  # type: ignore[attr-defined]
-                metrics = self._measure(trainer, when, performance)
+                metrics = self._measure(trainer, when, performance, plan)
+        attempted = plan is not None
         if trainer.world_size > 1:
             attempted, metrics = trainer.strategy.broadcast((attempted, metrics))
         if attempted:
@@ -399,28 +414,30 @@ class LyapunovSpectrumCallback(pl.Callback):
         if metrics is not None:
             self._log(trainer, pl_module, metrics, when)
 
-    def _measure(self, trainer: pl.Trainer, when: _When, performance: float | None) -> dict[str, float] | None:
+    def _measure(
+        self, trainer: pl.Trainer, when: _When, performance: float | None, plan: Plan
+    ) -> dict[str, float] | None:
         """The metrics of the weights as they are, kept in the history; None if it could not be done."""
         start = time.perf_counter()
         try:
-            spectrum = self._spectrum_now(when)
+            spectrum = self._spectrum_now(when, plan)
             metrics = self._metrics(spectrum)  # reads from the device, so that the time below is all it took
             metrics |= self._scores(spectrum, trainer.global_step, performance)
         except Exception as error:
             self._warn(error)
             return None
         finally:
-            self._last_seconds = time.perf_counter() - start
-            self._seconds += self._last_seconds
-        metrics[f"{self.prefix}/seconds"] = self._last_seconds
+            seconds = time.perf_counter() - start
+            self._budget.note(plan, seconds)
+        metrics[f"{self.prefix}/seconds"] = seconds
         if trainer.global_step > 0:
-            metrics[f"{self.prefix}/overhead"] = self._seconds / self._training_seconds()
+            metrics[f"{self.prefix}/overhead"] = self._budget.spent / self._training_seconds()
         self.spectrum = spectrum
         exponents = spectrum.exponents.float().cpu()
         self.history.append(Measurement(trainer.global_step, trainer.current_epoch, exponents, metrics))
         return metrics
 
-    def _spectrum_now(self, when: _When) -> LyapunovSpectrum:
+    def _spectrum_now(self, when: _When, plan: Plan) -> LyapunovSpectrum:
         """The union over all layers that inputs have reached."""
         parts: dict[str, LyapunovSpectrum] = {}
         some_recorded = any(probes.have_recorded for probes in self._probes.values())
@@ -430,21 +447,24 @@ class LyapunovSpectrumCallback(pl.Callback):
                 continue
             probe = probes.freshest(when)
             try:
-                inputs, state, dimension = probe.sequences()
+                inputs, state, dimension = probe.sequences(plan.sequences)
+                k = None if self.k is None and plan.k >= dimension else min(plan.k, dimension)
                 spectrum = lyapunov_spectrum(
                     probe.layer,
                     inputs,
                     state=state,
-                    k=None if self.k is None else min(self.k, dimension),
+                    k=k,
                     transient=self._transient_of(inputs.batch_sizes),
                     interval=self.interval,
                     dtype=None if self.dtype is None else getattr(torch, self.dtype),
                     tolerance=self.tolerance,
+                    frames=self._frames.setdefault(name, Frames()) if self.warm_start else None,
                 )
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
             parts |= {f"{name}.{layer}": part for layer, part in spectrum.parts.items()} or {name: spectrum}
-        spectrum = next(iter(parts.values())) if len(parts) == 1 else LyapunovSpectrum.union(parts, self.k)
+        k = None if all(part.complete for part in parts.values()) and self.k is None else plan.k
+        spectrum = next(iter(parts.values())) if len(parts) == 1 else LyapunovSpectrum.union(parts, k)
         if math.isnan(spectrum.exponents[0]):
             raise ValueError("the largest exponent is NaN: the states of the network overflow along its inputs.")
         return spectrum
@@ -609,14 +629,14 @@ class LyapunovSpectrumCallback(pl.Callback):
         """History and clocks: tensors and plain values only."""
         return {
             "history": self.history.state_dict(),
-            "measuring_seconds": self._seconds,
+            "measuring_seconds": self._budget.spent,
             "training_seconds": self._training_seconds(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.history.load_state_dict(state_dict["history"])
-        self._seconds = self._seconds_at_start = state_dict["measuring_seconds"]
+        self._budget.spent = self._seconds_at_start = state_dict["measuring_seconds"]
         self._trained_before = state_dict["training_seconds"]
 
 
@@ -637,6 +657,13 @@ class _LayerProbes:
         if when in ("step", "epoch"):
             order.reverse()
         return order[0] if order[0].has_recorded else order[1]
+
+
+def _state_size(layer: nn.Module) -> int:
+    """About the dimension of a layer's state, of all its own layers and directions."""
+    size = int(getattr(layer, "hidden_size", 1024))
+    parts = 2 if isinstance(layer, nn.LSTM | nn.LSTMCell) else 1
+    return size * parts * int(getattr(layer, "num_layers", 1)) * (2 if getattr(layer, "bidirectional", False) else 1)
 
 
 def _architecture_of(layers: Sequence[nn.Module]) -> str:

@@ -298,8 +298,11 @@ class Probe:
 
     # ---------------------------------------------------------------- giving
 
-    def sequences(self) -> tuple[PackedSequence, State | None, int]:
+    def sequences(self, most: int | None = None) -> tuple[PackedSequence, State | None, int]:
         """What was recorded, as :func:`~lightning_lyapunov.lyapunov_spectrum` takes it.
+
+        Args:
+            most: The first so many sequences; all there are if None.
 
         Returns:
             Inputs, packed; the initial state, None for zeros; and the dimension of the state.
@@ -311,7 +314,7 @@ class Probe:
             raise ValueError(f"inputs of the layer could not be recorded: {self._trouble}") from self._trouble
         kept: list[_Call] = []
         for call in (joined for batch in self._batches for joined in self._join(batch)):
-            if (room := self.num_sequences - sum(c.rows for c in kept)) > 0:
+            if (room := min(self.num_sequences, most or self.num_sequences) - sum(c.rows for c in kept)) > 0:
                 kept.append(self._first_rows(call, room))
         if not kept:
             raise ValueError("inputs: none reached the layer in the forward pass (a compiled cell cannot be watched).")

@@ -138,7 +138,8 @@ class _Gated(Recurrence):
     def _library(self) -> nn.RNNBase:
         """Torch's layer with these weights: its loop over time is compiled."""
         # Made on no device, so that nothing is drawn and the user's random state stays as it is.
-        layer = self.layer(self.weight_ih.shape[1], self.hidden_size, device="meta", **self._options())
+        make: Callable[..., nn.RNNBase] = self.layer
+        layer = make(self.weight_ih.shape[1], self.hidden_size, device="meta", **self._options())
         parts = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, getattr(self, "weight_hr", None))
         for name, part in zip(layer._flat_weights_names, [p for p in parts if p is not None], strict=True):
             setattr(layer, name, nn.Parameter(part, requires_grad=False))

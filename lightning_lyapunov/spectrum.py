@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from lightning_lyapunov.isolation import measuring
 from lightning_lyapunov.orthonormal import TOLERANCE, PrecisionLaw, gap_budget
-from lightning_lyapunov.recurrence import Factors, Recurrence, State
+from lightning_lyapunov.recurrence import Factors, Recurrence, State, as_parts
 from lightning_lyapunov.tangent import Growth, push_along, random_frame
 from lightning_lyapunov.trajectory import STRETCH, Inputs, Trajectory, device_of, trajectories, unwrap, widest_dtype
 
@@ -135,6 +136,51 @@ class LyapunovSpectrum:
         )
 
 
+class Frames:
+    """Tangent frames at the end of the transient, kept for the next measurement of a system on the same inputs.
+
+    While weights move little from one measurement to the next, a frame that has settled once need not settle again at
+    the same place: the transient's tangents are saved. Every so often, and on other inputs, frames begin anew.
+
+    Args:
+        refresh: Measurements after which frames settle anew; in between they are as good as 16 steps of settling.
+        most: Numbers that are kept at most, of all layers together.
+    """
+
+    def __init__(self, refresh: int = 4, most: int = 2**22) -> None:
+        self.refresh, self.most = refresh, most
+        self._kept: dict[str, Tensor] = {}
+        self._driven_by: list[Tensor] = []
+        self._age = 0
+
+    def begin(self, inputs: Inputs | None, state: State | None) -> None:
+        """Begin a measurement."""
+        now: list[Tensor] = [] if state is None else list(as_parts(state))
+        if isinstance(inputs, PackedSequence):
+            now += [inputs.data, inputs.batch_sizes]
+        elif inputs is not None:
+            now.append(inputs)
+        same = len(now) == len(self._driven_by) and all(map(_are_equal, now, self._driven_by))
+        self._age += 1
+        if not same or self._age >= self.refresh:
+            self._kept, self._age = {}, 0
+        self._driven_by = [part.detach().clone() for part in now] if not same else self._driven_by
+
+    def get(self, name: str, like: Tensor) -> Tensor | None:
+        """The frame kept of a layer, if it is of the same shape and on the same device as ``like``."""
+        frame = self._kept.get(name)
+        return frame if frame is not None and frame.shape == like.shape and frame.device == like.device else None
+
+    def keep(self, name: str, frame: Tensor) -> None:
+        """Keep a layer's frame ``(B, D, K)``, if there is room."""
+        if frame.numel() + sum(other.numel() for other in self._kept.values()) <= self.most:
+            self._kept[name] = frame.clone()
+
+
+def _are_equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.device == b.device and torch.equal(a, b)
+
+
 def lyapunov_spectrum(
     system: Any,
     inputs: Inputs | None,
@@ -147,6 +193,7 @@ def lyapunov_spectrum(
     dtype: torch.dtype | None = None,
     tolerance: float | None = None,
     generator: torch.Generator | None = None,
+    frames: Frames | None = None,
 ) -> LyapunovSpectrum:
     r"""Estimate the Lyapunov spectrum of a driven map by QR (Benettin's method).
 
@@ -173,6 +220,8 @@ def lyapunov_spectrum(
         tolerance: Stop early, at the first look after 32 measured steps at which every exponent's standard error is
             below it, in nats per step.
         generator: Source of the initial frame; a private one with seed 0 if None.
+        frames: Those of earlier measurements of the same system, as it changes, on the same inputs: a warm start. They
+            are kept in it for the next time.
 
     Returns:
         The exponents ``(K,)``, each with its standard error, and how they were measured.
@@ -204,8 +253,10 @@ def lyapunov_spectrum(
         if k is not None and k > dimension:
             raise ValueError(f"k must lie in [1, {dimension}], the dimension of the state; got {k}.")
         driven = inputs is not None
+        if frames is not None:
+            frames.begin(inputs, state)
         parts = {
-            name: _measure(path, k, transient, interval, dtype, tolerance, generator, driven)
+            name: _measure(path, k, transient, interval, dtype, tolerance, generator, driven, frames, name)
             for name, path in paths.items()
         }
         return next(iter(parts.values())) if len(parts) == 1 else LyapunovSpectrum.union(parts, k)
@@ -235,6 +286,8 @@ def _measure(
     tolerance: float | None,
     generator: torch.Generator | None,
     driven: bool,
+    frames: Frames | None,
+    name: str,
 ) -> LyapunovSpectrum:
     """The spectrum of one map along its trajectory."""
     steps, (sequences, size), device = len(path.running), path.initial.shape, path.initial.device
@@ -249,8 +302,13 @@ def _measure(
     order = path.order
     if segments > 1:
         path, frame = _cut(path, transient, segments, frame, law)
+    elif frames is not None and (settled := frames.get(name, frame)) is not None:
+        path.skip(transient)
+        frame = settled
     else:
         frame = _advance(path, transient, frame, law)
+        if frames is not None and transient > 0:
+            frames.keep(name, frame)
     tally = _Tally(sequences, segments, k, device)
     _advance(path, len(path.running), frame, law, tally, tolerance)
     exponents, stderr, per_sequence = tally.averages()

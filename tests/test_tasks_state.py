@@ -1,0 +1,57 @@
+"""Tasks of a state against that state, kept in plain Python from the inputs without noise."""
+
+import math
+
+from batches import agree, changed, columns, draw, options, variants
+
+from lightning_lyapunov.bank.tasks import Task
+
+NAN = math.nan
+
+
+@variants("flipflop")
+def test_flipflop_holds_the_last_pulse(task: Task) -> None:
+    """Each line's sign is kept, and how long it has been: it is asked once that is long enough."""
+    gap = options(task).get("gap", 0)
+    for inputs, targets in columns(draw(changed(task, noise=0.0))):
+        held, age = [NAN] * task.input_size, [0] * task.input_size
+        for step, target in zip(inputs, targets, strict=True):
+            for line, pulse in enumerate(step):
+                held[line] = float(pulse > 0) if pulse else held[line]
+                age[line] = 0 if pulse else age[line] + 1
+            expected = [sign if since >= gap else NAN for sign, since in zip(held, age, strict=True)]
+            assert agree([target], [expected])
+
+
+@variants("context")
+def test_context_asks_for_the_relevant_channel(task: Task) -> None:
+    for inputs, targets in columns(draw(changed(task, noise=0.0))):
+        relevant = inputs[0][2:].index(1)
+        assert agree(targets, [[NAN]] * (task.steps - 4) + [[inputs[-1][relevant]]] * 4)
+
+
+@variants("ring")
+def test_ring(task: Task) -> None:
+    """The heading that was shown, turned step by step; asked from the middle on."""
+    for inputs, targets in columns(draw(changed(task, noise=0.0))):
+        assert all(shown == [0, 0] for _, *shown in inputs[1:])
+        cos, sin = inputs[0][1:]
+        heading, expected = math.atan2(sin, cos), []
+        for time, (turn, *_) in enumerate(inputs):
+            heading += options(task)["speed"] * turn
+            point = [math.sqrt(2) * math.cos(heading), math.sqrt(2) * math.sin(heading)]
+            expected.append(point if time >= task.steps // 2 else [NAN, NAN])
+        assert agree(targets, expected)
+
+
+@variants("sine")
+def test_sine(task: Task) -> None:
+    """The level tells where between the slow and the fast frequency; the wave begins when it goes."""
+    shown, (fast, slow) = options(task)["shown"], options(task)["periods"]
+    for inputs, targets in columns(draw(task)):
+        level = inputs[0][0]  # 0 for the slowest, 2 for the fastest
+        assert 0 <= level <= 2
+        assert inputs == [[level]] * shown + [[0]] * (task.steps - shown)
+        turns = (1 - level / 2) / slow + level / 2 / fast  # a step
+        wave = [[math.sqrt(2) * math.sin(2 * math.pi * turns * time)] for time in range(task.steps - shown)]
+        assert agree(targets, [[NAN]] * (shown + 1) + wave[1:])
