@@ -1,14 +1,19 @@
 """What one measurement costs, as a share of one training epoch.
 
 The run: an LSTM with 128 units on 1,500 sequences of 64 steps, batch 128. Each measurement and each epoch is timed in
-turn in one process; printed are the medians of their ratios. Usage: python benchmarks/overhead.py [--threads N]
+turn in one process; printed are the medians of their ratios.
+
+Usage: python benchmarks/overhead.py [--threads N] [--epochs N] [--json FILE]
 """
 
 import argparse
+import json
 import logging
 import statistics
 import time
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -60,12 +65,32 @@ def share(cell: type[nn.RNNBase], k: int | None, *, hidden: int = 128, epochs: i
     return statistics.median(s / e for s, e in zip(seconds, clock.epochs, strict=True))
 
 
+def rows(epochs: int) -> Iterator[dict[str, Any]]:
+    """One for each cell."""
+    for cell in (nn.RNN, nn.GRU, nn.LSTM):
+        shares = {name: share(cell, k, epochs=epochs) for name, k in {"leading": 32, "whole": None}.items()}
+        yield {"cell": cell.__name__, **shares}
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    head = "| cell, 128 units | 32 leading exponents | whole spectrum |\n|---|---|---|"
+    return "\n".join([head, *(f"| {r['cell']} | {r['leading']:.0%} | {r['whole']:.0%} |" for r in found)])
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    torch.set_num_threads(parser.parse_args().threads)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")  # Lightning's advice on loaders has no place in a table
-    print("| cell, 128 units | 32 leading exponents | whole spectrum |\n|---|---|---|")
-    for cell in (nn.RNN, nn.GRU, nn.LSTM):
-        print(f"| {cell.__name__} | {share(cell, 32):.0%} | {share(cell, None):.0%} |", flush=True)
+    print(table([]))
+    found = []
+    for r in rows(args.epochs):
+        found.append(r)
+        print(table(found[-1:]).splitlines()[-1], flush=True)
+    if args.json:
+        args.json.write_text(json.dumps({"threads": args.threads, "rows": found}, indent=1))

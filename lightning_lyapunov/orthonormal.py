@@ -21,6 +21,7 @@ it leaves in a later direction, :math:`u e^{2\ell + g}`, is small: :func:`gaps_i
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +87,7 @@ def _orthonormalise_rows(rows: Tensor, diagonal: Tensor, failed: Tensor, *, with
     rows.copy_(torch.linalg.solve_triangular(triangle.mT, rows.mT, upper=True, left=False).mT)
 
 
-def growth(diagonal: Tensor, steps: Tensor, size: int) -> Tensor:
+def growth(diagonal: Tensor, steps: Sequence[int], size: int) -> Tensor:
     r"""Logarithms of :math:`|R_{ii}|` in float64, told apart from what is not known.
 
     A direction below the rounding of the fastest one, or at the end of the floating range, has left no trace in the
@@ -103,7 +104,10 @@ def growth(diagonal: Tensor, steps: Tensor, size: int) -> Tensor:
     wide = diagonal if diagonal.device.type == "mps" else diagonal.double()
     wide = wide.masked_fill(wide.isinf(), math.nan)
     lost = wide <= (resolution * wide.amax(-1, keepdim=True)).clamp(min=info.smallest_normal / info.eps)
-    nothing = torch.where(steps == 1, -math.inf, math.nan).to(wide).view(-1, 1, 1)
+    nothing = wide.new_full((len(steps), 1, 1), math.nan)
+    for place, since in enumerate(steps):  # filled one by one: a list that is moved to a GPU makes the host wait
+        if since == 1:
+            nothing[place] = -math.inf
     return torch.where(lost, nothing, wide.log())
 
 

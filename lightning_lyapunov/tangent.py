@@ -84,7 +84,7 @@ def push_along(
                 pushed, diagonal[place, :rows] = by_householder(pushed)
             place += 1
         frame = pushed if whole else torch.cat([pushed, frame[rows:]])
-    log = growth(diagonal, torch.tensor([steps for _, steps in ends], device=frame.device), size)
+    log = growth(diagonal, [steps for _, steps in ends], size)
     gap, is_blind = gaps_in_blocks(log, frame.dtype) if in_blocks else (gaps(log), failed.any())
     return frame, Growth(
         log=log.sum(0),

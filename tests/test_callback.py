@@ -246,14 +246,15 @@ def test_thinning_counts_updates() -> None:
     assert [m.step for m in ours.history] == [0, 3, 6]
 
 
-def test_budget_spaces_measurements_out_and_says_so(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
-    """Oracle: a clock that says each measurement takes a second and each epoch two."""
-    clock = {"now": 0.0}
+def test_budget_makes_measurements_smaller_and_says_so(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    """Oracle: a clock that says a whole measurement takes a second, others in proportion, and each epoch two."""
+    clock, plans = {"now": 0.0}, []
 
     class Second(LyapunovSpectrumCallback):
-        def _spectrum_now(self, when: Any) -> Any:
-            clock["now"] += 1.0
-            return super()._spectrum_now(when)
+        def _spectrum_now(self, when: Any, plan: Any) -> Any:
+            plans.append((plan.sequences, plan.k))
+            clock["now"] += plan.work / (16 * 32)
+            return super()._spectrum_now(when, plan)
 
     class TwoSeconds(pl.Callback):
         def on_train_epoch_start(self, *_: Any) -> None:
@@ -261,10 +262,15 @@ def test_budget_spaces_measurements_out_and_says_so(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("lightning_lyapunov.callback.time.perf_counter", lambda: clock["now"])
     ours = Second(max_overhead=0.25, scorer=None)
-    trainer(ours, TwoSeconds(), max_epochs=20).fit(Regressor(), loader(), loader())
-    # Two measurements are free (before training, first epoch); after that one in 4 s of training, that is two epochs.
-    assert [m.epoch for m in ours.history] == [0, 0, 5, 7, 9, 11, 13, 15, 17, 19]
-    assert ours.history[-1].metrics["lyapunov/overhead"] <= 0.25
+    with caplog.at_level("INFO"):
+        trainer(ours, TwoSeconds(), max_epochs=20).fit(Regressor(), loader(), loader())
+    # Whole before training; the least in the first epoch; none in the second, as the first second is not yet paid for.
+    assert plans[:2] == [(16, 32), (4, 8)]
+    assert [m.epoch for m in ours.history] == [0, 0, *range(2, 20)]
+    overheads = [m.metrics["lyapunov/overhead"] for m in list(ours.history)[2:]]
+    assert max(overheads) <= 0.25 and overheads[-1] > 0.2  # kept, and not left unused
+    assert all(k == 32 for _, k in plans[2:]) and {sequences for sequences, _ in plans[2:]} == {4, 8}
+    assert sum("made smaller or spaced out" in record.message for record in caplog.records) == 1
 
 
 def test_a_barebones_run_is_left_alone() -> None:

@@ -33,7 +33,7 @@ def reorthonormalise(tangents: Tensor, steps: int, method: str = "householder") 
     failed = torch.zeros(len(tangents), dtype=torch.int32, device=tangents.device)
     frame, diagonal = by_householder(tangents) if method == "householder" else by_blocks(tangents.clone(), failed)
     assert not failed.any()
-    return frame, growth(diagonal[None], torch.tensor([steps], device=tangents.device), tangents.shape[1])[0]
+    return frame, growth(diagonal[None], [steps], tangents.shape[1])[0]
 
 
 def with_diagonal(diagonal: list[float], columns: int | None = None) -> Tensor:
@@ -96,7 +96,7 @@ def test_blocks_break_down_or_are_blind_where_directions_have_no_image(size: int
         order = torch.randperm(2 * low, generator=torch.Generator().manual_seed(seed))
         failed = torch.zeros(1, dtype=torch.int32)
         _, diagonal = by_blocks(every[:, order].to(dtype)[None], failed)
-        log = growth(diagonal[None], torch.ones(1), size)
+        log = growth(diagonal[None], [1], size)
         dead = int((log == -math.inf).sum())  # those that the last block, by Householder, has found by itself
         assert failed.any() or gaps_in_blocks(log, dtype)[1] or dead == low
 

@@ -27,7 +27,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from lightning_lyapunov import LyapunovSpectrum, lyapunov_spectrum, spectrum_features
+from lightning_lyapunov import spectrum as spectrum_module
 from lightning_lyapunov.orthonormal import TOLERANCE, gap_budget
+from lightning_lyapunov.recurrence import GRUMap
+from lightning_lyapunov.spectrum import Frames
 
 MACHINE = {"rtol": 0.0, "atol": 1e-13}
 
@@ -750,3 +753,98 @@ def test_a_spectrum_shows_what_matters() -> None:
     assert repr(spectrum).startswith(
         "LyapunovSpectrum(2 of 3 exponents, max +0.6931 ± nan nats/step, 2 trusted, 40 steps"
     )
+
+
+# ------------------------------------------------------------------ few sequences, many steps
+
+
+@pytest.fixture
+def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_lyapunov.spectrum.SHORTEST_SEGMENT", 200)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sequences", [1, 2])
+def test_segments_of_time_give_the_exponents_of_the_whole(kind: str, sequences: int, short_segments: None) -> None:
+    """Against float64 and Householder along the uncut path; what every start of a frame adds is below 1/200."""
+    module, inputs = network(kind, 3, 8, gain=1.2), noise(1009, sequences, 3)
+    cut = lyapunov_spectrum(module, inputs, transient=100)
+    expected = careful_exponents(module, inputs, transient=100)
+    torch.testing.assert_close(cut.exponents, expected, **near(0.01))
+    assert (cut.steps, cut.sequences, cut.transient) == (909, sequences, 100)
+    assert cut.per_sequence.shape == (sequences, len(cut.exponents)) and cut.stderr.isfinite().all()
+    torch.testing.assert_close(cut.per_sequence.mean(0), cut.exponents)
+    assert abs(cut.sum_rule_error) < 1e-5  # every step is counted once: the volume is that of the whole path
+
+
+def test_time_is_cut_only_where_that_changes_nothing(short_segments: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for cells of one's own, more than two sequences, or sequences that end early."""
+    cuts = []
+    original = spectrum_module._cut
+    monkeypatch.setattr(spectrum_module, "_cut", lambda *a: cuts.append(a[2]) or original(*a))
+    module = network("gru", 3, 4)
+    lyapunov_spectrum(module, noise(900, 1, 3))
+    lyapunov_spectrum(module, noise(900, 2, 3))
+    assert cuts == [4, 4]
+    lyapunov_spectrum(module, noise(399, 1, 3))
+    lyapunov_spectrum(module, noise(900, 3, 3))
+    lyapunov_spectrum(module, pack_padded_sequence(noise(900, 2, 3), torch.tensor([900, 899])))
+    lyapunov_spectrum(henon, None, state=torch.zeros(1, 2).double(), steps=900)
+    assert cuts == [4, 4]
+
+
+# ------------------------------------------------------------------ the sum rule where the volume has no closed form
+
+
+def test_large_gru_is_audited_now_and_then() -> None:
+    module, inputs = network("gru", 3, 70, gain=1.3), noise(80, 3, 3)
+    spectrum = lyapunov_spectrum(module, inputs)
+    assert math.isnan(spectrum.volume_rate)
+    assert abs(spectrum.sum_rule_error) < 1e-8 and spectrum.trusted.all()
+    assert math.isnan(lyapunov_spectrum(module, inputs, k=10).sum_rule_error)
+    coarse = lyapunov_spectrum(module, inputs, interval=6, dtype=torch.float32)
+    assert abs(coarse.sum_rule_error) > 100 * abs(spectrum.sum_rule_error)  # it tells
+
+
+def test_exponents_at_odds_with_the_volume_are_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Jacobian pushed twice as strongly as its volume says."""
+    push = GRUMap.push_condensed
+    monkeypatch.setattr(GRUMap, "push_condensed", lambda *a: 2 * push(*a))
+    spectrum = lyapunov_spectrum(network("gru", 3, 70), noise(80, 3, 3))
+    assert spectrum.sum_rule_error == pytest.approx(70 * math.log(2))
+    assert not spectrum.trusted.any()
+
+
+# ------------------------------------------------------------------ warm start
+
+
+def test_frames_that_are_kept_start_the_same_measurement_where_it_left_off() -> None:
+    """With the weights unchanged, the second measurement is the first one without its transient's tangents."""
+    module, inputs, frames = network("lstm", 3, 8), noise(60, 4, 3), Frames()
+    first, second = (lyapunov_spectrum(module, inputs, transient=20, frames=frames) for _ in range(2))
+    torch.testing.assert_close(first.exponents, second.exponents, **near(1e-6))
+    torch.testing.assert_close(first.exponents, lyapunov_spectrum(module, inputs, transient=20).exponents, **MACHINE)
+
+
+def test_frames_begin_anew_every_so_often_and_on_other_inputs() -> None:
+    module, inputs, frames = network("gru", 3, 8), noise(60, 4, 3), Frames(refresh=3)
+    kept = []
+    for given in (inputs, inputs, inputs, inputs, noise(60, 4, 3, seed=9)):
+        frames.begin(given, None)
+        kept.append(frames.get("l0", torch.empty(4, 8, 8)) is not None)
+        frames.keep("l0", torch.zeros(4, 8, 8))
+    assert kept == [False, True, True, False, False]
+    frames.begin(noise(60, 4, 3, seed=9), None)
+    assert frames.get("l0", torch.empty(4, 8, 7)) is None  # another k
+    lyapunov_spectrum(module, inputs, transient=20, frames=frames)
+    packed = pack_padded_sequence(inputs, torch.full((4,), 60))
+    lyapunov_spectrum(module, packed, transient=20, frames=frames)
+    lyapunov_spectrum(module, packed, transient=20, k=3, frames=frames)
+
+
+def test_frames_are_bounded() -> None:
+    frames = Frames(most=100)
+    frames.begin(noise(3, 1, 1), None)
+    frames.keep("small", torch.zeros(1, 5, 10))
+    frames.keep("large", torch.zeros(1, 8, 8))
+    assert frames.get("small", torch.empty(1, 5, 10)) is not None and frames.get("large", torch.empty(1, 8, 8)) is None

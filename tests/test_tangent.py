@@ -231,6 +231,78 @@ def test_nothing_is_read_from_the_device_on_the_way(name: str, device: torch.dev
             push_along(path.recurrence, factors, [2, 2, 2, 2, 1, 1], frame, 2)
 
 
+class Counted(TorchDispatchMode):
+    """Counts operators that compute: each is at least one kernel on a GPU. Views cost none."""
+
+    VIEWS = (
+        *("view", "_unsafe_view", "as_strided", "alias", "detach", "transpose", "t", "permute", "unsqueeze", "squeeze"),
+        *("select", "slice", "split", "unbind", "expand", "diagonal"),
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.__name__.split(".")[0] not in self.VIEWS
+        return func(*args, **(kwargs or {}))
+
+
+def operators(system: Any, k: int, interval: int, steps: int) -> int:
+    """How many it takes to push k of 8 sequences along so many steps."""
+    with torch.no_grad():
+        (path,) = trajectories(system, noise(steps, 8, INPUT), None, None, None).values()
+        factors = path.follow(steps)
+        size = path.recurrence.state_size
+        frame = random_frame(size, k, torch.device("cpu"), None).expand(8, -1, -1)
+        with Counted() as counted:
+            push_along(path.recurrence, factors, path.running, frame, interval)
+    return counted.count
+
+
+@pytest.mark.parametrize(
+    ("kind", "k", "per_step"),
+    [("tanh", 4, 2), ("tanh", 32, 2), ("gru", 4, 4), ("gru", 32, 4), ("lstm", 4, 7), ("lstm", 32, 8)],
+)
+def test_operators_per_step_are_few(kind: str, k: int, per_step: int) -> None:
+    """The difference of 8 and 16 steps, with one reorthonormalisation at the end of each."""
+    system = network(kind, INPUT, 40)
+    assert (operators(system, k, 99, 16) - operators(system, k, 99, 8)) / 8 == per_step
+
+
+def test_operators_of_a_reorthonormalisation_are_few() -> None:
+    """One block: Gram matrix, Cholesky, its check, the diagonal out of it and into place, the solve, and back."""
+    system = network("tanh", INPUT, 40)
+    each = (operators(system, 32, 1, 16) - operators(system, 32, 2, 16)) / 8
+    assert each <= 12
+
+
+@pytest.mark.parametrize("kind", ["tanh", "gru", "lstm", "lstm projected", "any cell"])
+@pytest.mark.parametrize("k", [2, 20])
+def test_nothing_is_made_on_another_device(kind: str, k: int) -> None:
+    """On the meta device, where an operator that met a tensor of another device would refuse."""
+    system = network("lstm", INPUT, 24, proj_size=20) if "proj" in kind else SYSTEMS.get(kind, Leaky)()
+    if kind in ("tanh", "gru", "lstm"):
+        system = network(kind, INPUT, 24)
+    k = min(k, HIDDEN) if kind == "any cell" else k
+    state = initial(system) if kind == "any cell" else None
+    with torch.no_grad():
+        (path,) = trajectories(
+            system, noise(STEPS, 8, INPUT), state if state is None else noise(8, HIDDEN), None, None
+        ).values()
+        factors = path.follow(STEPS)
+        recurrence = path.recurrence
+        for name, value in vars(recurrence).items():
+            if isinstance(value, Tensor):
+                setattr(recurrence, name, value.to("meta"))
+        if isinstance(system, Leaky):
+            recurrence._tensors = {name: value.to("meta") for name, value in recurrence._tensors.items()}
+        frame = torch.empty(8, recurrence.state_size, k, dtype=torch.float64, device="meta")
+        after, growth = push_along(recurrence, tuple(f.to("meta") for f in factors), path.running, frame, 2)
+    tensors = [after, growth.log, growth.gap, growth.last, growth.failed]
+    assert all(tensor.device.type == "meta" for tensor in tensors)
+
+
 def test_reading_from_the_device_would_be_seen() -> None:
     values = noise(3)
     reads: list[Callable[[], Any]] = [

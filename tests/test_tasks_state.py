@@ -35,6 +35,7 @@ def test_ring(task: Task) -> None:
     """The heading that was shown, turned step by step; asked from the middle on."""
     for inputs, targets in columns(draw(changed(task, noise=0.0))):
         assert all(shown == [0, 0] for _, *shown in inputs[1:])
+        assert inputs[0][0] == 0  # no turn yet
         cos, sin = inputs[0][1:]
         heading, expected = math.atan2(sin, cos), []
         for time, (turn, *_) in enumerate(inputs):
