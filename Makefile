@@ -2,6 +2,7 @@
 #
 #   make demo ARGS="--cell gru --gain 3"        arguments for the example; ARGS goes to pytest in test and slow
 #   make bank ARGS=--smoke                      a trial of some minutes, apart from the bank that ships
+#   make bench ARGS="--only engine"             one part; ARGS=--quick is a trial of some minutes
 #   make test PYTHON=python3.12 VENV=.venv312   another interpreter, in an environment of its own
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ HELD   := 'torch==2.13.0' 'editables~=0.3'
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # two installs into one environment would trip over each other
-.PHONY: help demo bank bank-report test slow lint format constraints clean
+.PHONY: help demo bank bank-report bench test slow lint format constraints clean
 
 help:         ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+: .*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -28,6 +29,9 @@ bank: $(VENV)/bank.stamp         ## train the bank's networks: hours; interrupte
 bank-report: $(VENV)/bank.stamp  ## fit the scorer on the bank, evaluate it and write the report: minutes
 	$(RUN) lightning_lyapunov.bank.report lightning_lyapunov/bank/bank.safetensors \
 	  --weights lightning_lyapunov/aelle/weights/general.safetensors --page docs/bank-report.md --picture docs/bank-report.png
+
+bench: $(VENV)/plot.stamp        ## measure speed, beside other ways and packages, and write benchmarks/README.md: hours
+	$(VENV)/bin/python benchmarks $(ARGS)
 
 TRIAL  := runs/bank/smoke
 BANK   := runs/bank/records --compact lightning_lyapunov/bank/bank.safetensors

@@ -15,6 +15,8 @@ FEWEST_SEQUENCES, FEWEST_DIRECTIONS = 4, 8
 """Below these a measurement says too little to be made."""
 FIXED = 0.25
 """Share of a measurement's cost that does not shrink with its work: running the states, reading the results."""
+CARE = 1.25
+"""By how much a measurement may turn out dearer than predicted without breaking the budget: machines are shared."""
 GRACE = 1.2
 """How far the measurement of the first epoch, which is always made, may go beyond the share, as the first ones do."""
 
@@ -88,6 +90,6 @@ class Budget:
         allowed = self.share * trained * (GRACE if must else 1.0) - self.spent
         plan = whole
         for plan in whole.smaller():
-            if self.predicted(plan) <= allowed:
+            if self.predicted(plan) * (1.0 if must else CARE) <= allowed:
                 return plan
         return plan if must else None
