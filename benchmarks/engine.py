@@ -1,11 +1,12 @@
 """The engine against other ways to the same exponents, and against the least arithmetic there is.
 
-Every way gets the same network, inputs and initial frame's size, in float32, and reorthonormalises at the interval that
-the table names. They run in turn in one process; times are CPU times, ratios are medians over rounds, and "floor" is the
-time of the bare products, J times the tangents, at the speed of a large matrix product measured in the same rounds.
+Every way gets the same network, inputs and initial frame's size, in float32. Ours reorthonormalises at the interval
+that the table names, the others at every step. They run in turn in one process; times are CPU times, ratios are medians
+over rounds, and "floor" is the time of the bare products, J times the tangents, at the speed of a large matrix product
+measured in the same rounds.
 
-    published   the formulas of the published method as they stand: dense Jacobians from products with diagonal matrices,
-                times the frame, Householder QR of the batch after every step. For an LSTM the whole state (h, c).
+    published   the formulas of the published method as they stand: dense Jacobians from products with diagonal
+                matrices, times the frame, Householder QR of the batch after every step. For an LSTM the whole state.
     dense       the same with rows scaled instead of diagonal matrices multiplied.
     jacrev      Jacobians by torch.func.jacrev of torch's step, then as above.
     jvp         tangents by torch.func.jvp, vectorised, then QR: no Jacobian.

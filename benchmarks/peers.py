@@ -71,8 +71,8 @@ class Case:
 
     @property
     def steps(self) -> int:
-        """Fewer for larger maps, so that a call takes a second at most; a multiple of every interval."""
-        return 16 * min(32, max(5, int(2e9 / (16 * self.size**2 * self.rank))))
+        """As many as exponents of a map are usually taken from; fewer for larger ones, so that a call takes seconds."""
+        return 16 * min(2048, max(5, int(3e10 / (16 * self.batch * self.size**2 * self.rank))))
 
     @property
     def transient(self) -> int:

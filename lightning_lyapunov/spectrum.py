@@ -24,7 +24,7 @@ from lightning_lyapunov.trajectory import STRETCH, Inputs, Trajectory, device_of
 
 CHUNK = STRETCH
 """Longest interval, and about the steps between two looks at the precision law."""
-FEW, SEGMENTS, SHORTEST_SEGMENT, BURN_IN = 2, 8, 2048, 64
+FEW, SEGMENTS, SHORTEST_SEGMENT, BURN_IN = 2, 16, 2048, 64
 """Sequences up to which time is cut into segments that run side by side; how many rows they make at most; the fewest
 steps of one, since each adds to the bias of finite time; and the steps before it in which its frame settles."""
 SMALL = 64
