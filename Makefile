@@ -30,11 +30,11 @@ bank-report: $(VENV)/bank.stamp  ## fit the scorer on the bank, evaluate it and 
 	$(RUN) lightning_lyapunov.bank.report lightning_lyapunov/bank/bank.safetensors \
 	  --weights lightning_lyapunov/aelle/weights/general.safetensors --page docs/bank-report.md --picture docs/bank-report.png
 
-bench: $(VENV)/plot.stamp        ## measure speed, beside other ways and packages, and write benchmarks/README.md: hours
-	$(VENV)/bin/python benchmarks $(ARGS)
-
 TRIAL  := runs/bank/smoke
 BANK   := runs/bank/records --compact lightning_lyapunov/bank/bank.safetensors
+
+bench: $(VENV)/plot.stamp        ## measure speed, beside other ways and packages, and write benchmarks/README.md: hours
+	$(VENV)/bin/python benchmarks $(ARGS)
 
 # These matrices are too small to share out: a few threads on a busy machine take five times as long as one.
 bank bank-report test slow: export OMP_NUM_THREADS ?= 1

@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -34,6 +34,7 @@ import peers
 import torch
 
 from lightning_lyapunov import __version__
+from lightning_lyapunov.spectrum import SHORTEST_SEGMENT
 
 HERE = Path(__file__).resolve().parent
 KEPT, PAGE = HERE.parent / "runs" / "bench", HERE / "README.md"
@@ -187,13 +188,13 @@ def targets() -> Iterator[Target]:
     yield Target("lyapax / ours, B ≥ 8", "all", (64, 128), 3, "peers", lyapax(range(8, 1025)))
 
 
-def span(sizes: tuple[int, ...]) -> str:
+def span(sizes: Sequence[int]) -> str:
     return str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
 
 
 def described(row: Row) -> str:
     named = [row["cell"].upper(), f"H {row['hidden']}", f"k {row['k'] or 'all'}", f"interval {row['interval']}"]
-    return ", ".join(named + [row["dtype"]] * ("dtype" in row))
+    return ", ".join(named + ([row["dtype"], f"{row['steps']} steps"] if "steps" in row else []))
 
 
 # Page -----------------------------------------------------------------------------------------------------------------
@@ -223,13 +224,14 @@ table. "Of the floor" is the time of the bare products, Jacobian times tangents,
 measured in the same rounds, as a share of ours. The last column has the interval and float type that we choose unless
 told otherwise. With two threads the ratios still compare CPU time, the work of both, and not the time until the end."""
 
-PEERS = """## Peers
+PEERS = f"""## Peers
 
 Other packages on PyPI take autonomous maps, so the map is a network with a constant input. Each peer, in a process and
 environment of its own, and `lyapunov_spectrum` start from the same state, take the same steps, discard the same
 transient and reorthonormalise as often, in turn, round after round, on one thread. Times are per step and sequence,
 without compiling; of a peer that takes no batches one trajectory stands for each of ours. |ΔΣλ| compares the sums of
-the exponents."""
+the exponents. For one or two sequences the length matters: from {2 * SHORTEST_SEGMENT:,} measured steps on ours cuts
+the time into segments that run side by side, while peers go through it step by step; ratios hold for that length."""
 
 OVERHEAD = """## Callback
 
@@ -303,21 +305,23 @@ def measured_on(kept: dict[str, Any]) -> str:
 
 def tables_of_peers(rows: list[Row]) -> str:
     """A line for each peer; all rows folded away below, for they are many."""
-    lines = [joined(["peer", "rows measured", "peer/ours, B = 1", "peer/ours, B > 1"]), "|---" * 4 + "|"]
+    lines = [joined(["peer", "rows measured", "steps", "peer/ours, B = 1", "peer/ours, B > 1"]), "|---" * 5 + "|"]
     folded = []
     for name, group in groupby(rows, key=lambda row: row["name"]):
         of_peer = list(group)
         ratios = [[r["ratio"] for r in of_peer if "ratio" in r and (r["batch"] > 1) == many] for many in (False, True)]
         note = f"{of_peer[0]['peer']} ({of_peer[0]['note']})"
-        lines.append(joined([note, f"{sum(map(len, ratios))} of {len(of_peer)}", *map(spread, ratios)]))
+        steps = sorted({r["steps"] for r in of_peer if "steps" in r})
+        measured = f"{sum(map(len, ratios))} of {len(of_peer)}"
+        lines.append(joined([note, measured, span(steps) if steps else "–", *map(spread, ratios)]))
         table = "\n".join([peers.HEADER, *map(peers.line, of_peer)])
         folded.append(f"<details><summary>{name}, all rows</summary>\n\n{table}\n\n</details>")
     return "\n\n".join(["\n".join(lines), *folded])
 
 
 def spread(ratios: list[float]) -> str:
-    if not ratios:
-        return "–"
+    if len(ratios) < 2:
+        return f"{ratios[0]:.2f}×" if ratios else "–"
     return f"{min(ratios):.2f}× to {max(ratios):.2f}×, median {statistics.median(ratios):.2f}×"
 
 

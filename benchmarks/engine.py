@@ -77,9 +77,7 @@ def jacobian(layer: nn.RNNBase, x: Tensor, state: Tensor, by: Callable[[Tensor],
         i, f, o = (torch.sigmoid(a[j] + b[j]) for j in (0, 1, 3))
         g = torch.tanh(a[2] + b[2])
         c_next = f * c + i * g
-        through_c = (
-            by(g * i * (1 - i))(weights[0]) + by(c * f * (1 - f))(weights[1]) + by(i * (1 - g * g))(weights[2])
-        )
+        through_c = by(g * i * (1 - i))(weights[0]) + by(c * f * (1 - f))(weights[1]) + by(i * (1 - g * g))(weights[2])
         s = o * (1 - torch.tanh(c_next) ** 2)
         through_h = by(torch.tanh(c_next) * o * (1 - o))(weights[3]) + by(s)(through_c)
         top = torch.cat([through_h, by(s * f)(eye)], -1)

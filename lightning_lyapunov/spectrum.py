@@ -27,7 +27,7 @@ CHUNK = STRETCH
 FEW, SEGMENTS, SHORTEST_SEGMENT, BURN_IN = 2, 16, 2048, 64
 """Sequences up to which time is cut into segments that run side by side; how many rows they make at most; the fewest
 steps of one, since each adds to the bias of finite time; and the steps before it in which its frame settles."""
-SMALL = 64
+SMALL = 32
 """Dimension of the state up to which the volume rate is computed by LU where it has no closed form."""
 BLOCKS, FEWEST_BLOCKS = 32, 8
 """Stretches of time whose spread is the standard error where there is a single sequence; the fewest that tell."""

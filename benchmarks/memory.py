@@ -1,0 +1,62 @@
+"""Peak memory of long measurements of large networks: it does not grow with the steps, but for the inputs themselves.
+
+Each is made in a process of its own, after a short one that loads what is loaded once; printed is by how much the peak
+of the process's memory grew, beside the bound of docs/speed.md. Usage: python benchmarks/memory.py
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+
+import torch
+from torch import nn
+
+from lightning_lyapunov import lyapunov_spectrum
+from lightning_lyapunov.trajectory import STRETCH
+
+CASES = (
+    ("lstm", 512, 10_000, 4, 32),
+    ("gru", 512, 10_000, 16, 8),
+    ("lstm", 512, 300, 2, None),
+    ("rnn", 512, 10_000, 1, 64),
+)
+"""Cell, units, steps, sequences, leading exponents (None for all)."""
+INPUT = 8
+
+
+def bound(cell: str, hidden: int, steps: int, sequences: int, k: int | None) -> float:
+    """Bytes, by the formula of docs/speed.md."""
+    gates = {"rnn": 1, "gru": 3, "lstm": 4}[cell]
+    size = hidden * (2 if cell == "lstm" else 1)
+    inputs = steps * sequences * INPUT
+    weights = 4 * gates * hidden**2
+    stretch = 8 * STRETCH * sequences * (gates + 2) * hidden
+    frames = 5 * sequences * size * (k or size) + 2 * sequences * hidden**2
+    return 8.0 * (inputs + weights + stretch + frames)
+
+
+def measure(case: tuple[str, int, int, int, int | None]) -> None:
+    """Print by how many bytes the peak grew."""
+    cell, hidden, steps, sequences, k = case
+    torch.set_num_threads(1)
+    layer = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}[cell]
+    inputs = torch.randn(steps, sequences, INPUT)
+    lyapunov_spectrum(layer(INPUT, 16), inputs[:64], k=4)
+    module, before = layer(INPUT, hidden), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    lyapunov_spectrum(module, inputs, k=k)
+    print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        measure(CASES[int(sys.argv[1])])
+        sys.exit()
+    print("| cell | H | steps | sequences | k | peak, MB | bound, MB |\n|---|---|---|---|---|---|---|")
+    for number, case in enumerate(CASES):
+        grown = subprocess.run([sys.executable, __file__, str(number)], check=True, capture_output=True, text=True)
+        cell, *numbers, k = case
+        row = [cell.upper(), *map(str, numbers), str(k or "all")]
+        row += [f"{float(grown.stdout) / 1e6:.0f}", f"{bound(*case) / 1e6:.0f}"]
+        print(f"| {' | '.join(row)} |", flush=True)
