@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lightning_lyapunov import LyapunovSpectrumCallback, lyapunov_spectrum
 from lightning_lyapunov.callback import FLOOR
+from lightning_lyapunov.spectrum import Frames
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*num_workers.*", "ignore:.*log_every_n_steps.*", "ignore:.*LeafSpec.*", "ignore:.*val_dataloader.*"
@@ -48,6 +49,18 @@ def test_last_measurement_is_the_spectrum_of_the_final_weights_along_the_validat
     assert callback.history[-1].metrics["lyapunov/max"] == float(by_hand.exponents[0])
     assert callback.spectrum.sequences == 16 and callback.spectrum.steps == 9
     assert [m.step for m in callback.history] == [0, 4, 8]
+
+
+def test_a_warm_start_keeps_the_frames_of_the_last_measurement() -> None:
+    """Oracle: lyapunov_spectrum by hand on the weights of either moment, with frames kept in between."""
+    pl.seed_everything(0)
+    model, callback = Regressor(), measure_always(k=None, warm_start=True)
+    initial, x, frames = copy.deepcopy(model.rnn), next(iter(loader(batch=16)))[0], Frames()
+    trainer(callback, max_epochs=1).fit(model, loader(), loader())
+    for rnn, measured in zip((initial, model.rnn), callback.history, strict=True):
+        expected = lyapunov_spectrum(rnn, x, transient=3, frames=frames).exponents.float()
+        torch.testing.assert_close(measured.exponents, expected)
+    assert not torch.allclose(expected, lyapunov_spectrum(model.rnn, x, transient=3).exponents.float(), atol=1e-4)
 
 
 def test_measurement_before_training_is_of_the_initial_weights() -> None:

@@ -200,10 +200,12 @@ def test_memory_is_bounded_whatever_the_model_does() -> None:
 def test_small_batches_are_joined_up_to_the_number_wanted() -> None:
     layer = layer_of()
     batches = [noise(steps, 2, INPUT, seed=steps) for steps in (4, 7, 5, 3)]
-    inputs, state, _ = recorded(layer, *[lambda x=x: layer(x) for x in batches], sequences=5).sequences()
+    probe = recorded(layer, *[lambda x=x: layer(x) for x in batches], sequences=5)
     given = [row for x in batches for row in x.transpose(0, 1)]
-    assert_rows(inputs, given[:5])
-    assert state is None
+    for most, rows in ((None, 5), (3, 3), (9, 5)):
+        inputs, state, _ = probe.sequences(most)
+        assert_rows(inputs, given[:rows])
+        assert state is None
 
 
 def test_latest_batches_are_kept_where_asked_for() -> None:
