@@ -42,6 +42,8 @@ _MEMORY = 0.98
 
 def prefers_blocks(tangents: Tensor) -> bool:
     """Whether blocks are the faster way for tangents ``(B, D, K)``: but for few of them on a CPU, they are."""
+    if tangents.device.type == "mps":
+        return False  # not all that they need is there
     return tangents.device.type != "cpu" or tangents.shape[0] * tangents.shape[2] >= _ENOUGH
 
 
