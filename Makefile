@@ -26,7 +26,7 @@ demo: $(VENV)/demo.stamp         ## train on handwritten digits and watch the Ly
 bank: $(VENV)/bank.stamp         ## train the bank's networks: hours; interrupted it goes on; or nohup make bank &
 	$(RUN) lightning_lyapunov.bank $(if $(filter --smoke,$(ARGS)),$(TRIAL),$(BANK)) $(ARGS)
 
-bank-report: $(VENV)/bank.stamp  ## fit the scorer on the bank, evaluate it and write the report: minutes
+bank-report: $(VENV)/bank.stamp  ## fit the scorer on the bank, evaluate it and write the report: an hour
 	$(RUN) lightning_lyapunov.bank.report lightning_lyapunov/bank/bank.safetensors \
 	  --weights lightning_lyapunov/aelle/weights/general.safetensors --page docs/bank-report.md --picture docs/bank-report.png
 
