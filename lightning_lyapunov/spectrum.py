@@ -313,12 +313,11 @@ def _measure(
     _advance(path, len(path.running), frame, law, tally, tolerance)
     exponents, stderr, per_sequence = tally.averages()
     exponents, ranks = _sorted(exponents)
-    trusted = tally.trusted & (exponents.isfinite()[ranks.argsort()] & tally.is_consistent)
     return LyapunovSpectrum(
         exponents=exponents,
         stderr=stderr[ranks],
         per_sequence=_in_users_order(per_sequence, order)[:, ranks],
-        trusted=trusted[ranks],
+        trusted=tally.trusted[ranks] & exponents.isfinite() & tally.is_consistent,
         dimension=size,
         steps=tally.steps,
         sequences=sequences,
@@ -471,9 +470,12 @@ class _Tally:
     @property
     def steps(self) -> int:
         """Of the longest sequence."""
-        return max(
-            sum(self._steps_of[b :: len(self._steps_of) // self._pieces]) for b in range(len(self._log) // self._pieces)
-        )
+        return max(self._steps_of_sequences())
+
+    def _steps_of_sequences(self) -> list[int]:
+        """(B,) steps of each, all its pieces together."""
+        sequences = len(self._steps_of) // self._pieces
+        return [sum(self._steps_of[row::sequences]) for row in range(sequences)]
 
     @property
     def interval(self) -> float:
@@ -496,7 +498,7 @@ class _Tally:
     def averages(self) -> tuple[Tensor, Tensor, Tensor]:
         """Exponents ``(K,)``, their standard errors ``(K,)`` and the exponents of each sequence ``(B, K)``."""
         log = self._log.unflatten(0, (self._pieces, -1)).sum(0)
-        steps = torch.tensor(self._steps_of, dtype=log.dtype, device=log.device).view(self._pieces, -1).sum(0)
+        steps = torch.tensor(self._steps_of_sequences(), dtype=log.dtype, device=log.device)
         mean, error = _mean_and_error(log, steps)
         if len(log) == 1:
             error = _mean_and_error(*self._blocks())[1]

@@ -85,14 +85,14 @@ def push_along(
             place += 1
         frame = pushed if whole else torch.cat([pushed, frame[rows:]])
     log = growth(diagonal, [steps for _, steps in ends], size)
-    gap, is_blind = gaps_in_blocks(log, frame.dtype) if in_blocks else (gaps(log), failed.any())
+    gap, is_blind = gaps_in_blocks(log, frame.dtype) if in_blocks else (gaps(log), False)
     return frame, Growth(
         log=log.sum(0),
         gap=gap.amax(0),
         intervals=len(ends),
         last=log[-1].sum(-1),
         last_steps=ends[-1][1],
-        failed=is_blind | failed.any(),
+        failed=failed.any() | is_blind,
     )
 
 

@@ -105,11 +105,9 @@ class Trajectory:
     def skip(self, stop: int) -> None:
         """Follow the path without linearising it, a stretch at a time."""
         while self._time < stop:
-            self._skip(min(self._time + STRETCH, stop))
-
-    def _skip(self, stop: int) -> None:
-        inputs = self.inputs[self._time : stop]
-        self._advance(self.recurrence.run(inputs, self.recurrence.drive(inputs), self._state), stop)
+            end = min(self._time + STRETCH, stop)
+            inputs = self.inputs[self._time : end]
+            self._advance(self.recurrence.run(inputs, self.recurrence.drive(inputs), self._state), end)
 
     def _advance(self, states: Tensor, stop: int) -> None:
         self._state, self._time = states[-1].clone(), stop
