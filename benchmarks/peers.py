@@ -10,7 +10,7 @@ Times are process CPU time, one thread; all include the trajectory. "Compile" is
 later one. |ΔΣλ| compares the sums of the exponents, the worst of the batch: that of a whole spectrum does not depend on
 the initial frames, which differ; a leading sum does, by about 1 / steps, until its frame has settled.
 
-Usage: python benchmarks/peers.py [--quick] [--peers NAME ...] [--json FILE]
+Usage: python benchmarks/peers.py [--quick] [--peers NAME ...] [--cells CELL ...] [--json FILE]
 """
 
 import argparse
@@ -490,7 +490,7 @@ def in_turn(worker: Worker, problem: Problem, rounds: int, limit: float) -> dict
 # --- what is compared, and where -----------------------------------------------------------------------------------
 
 
-def cases(name: str, quick: bool) -> Iterator[Case]:
+def cases(name: str, quick: bool, cells: list[str]) -> Iterator[Case]:
     """Whole spectra and the 32 leading exponents, these at a longer interval too; batches of both."""
     peer = PEERS[name]
     dtypes = ("float32", "float64") if peer.narrow else ("float64",)
@@ -499,7 +499,7 @@ def cases(name: str, quick: bool) -> Iterator[Case]:
         yield from (first, replace(first, cell="GRU", k=8), replace(first, cell="LSTM", batch=2))
         yield replace(first, k=8, interval=4)
         return
-    for cell, hidden, dtype in itertools.product(GATES, peer.widths, dtypes):
+    for cell, hidden, dtype in itertools.product(cells, peer.widths, dtypes):
         whole = Case(cell, hidden, dtype=dtype)
         leading = replace(whole, k=32)
         if whole.size > 512:
@@ -550,6 +550,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="32 units and 8 leading exponents only, to see it work")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), metavar="NAME", help=", ".join(PEERS))
+    parser.add_argument("--cells", nargs="+", choices=GATES, default=list(GATES), help="cells of the maps")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each row")
     parser.add_argument("--limit", type=float, default=60.0, help="seconds after which a row begins no new round")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
@@ -562,7 +563,7 @@ def main() -> None:
     python, rows = environment(), []
     print(HEADER)
     for name in options.peers:
-        for case in cases(name, options.quick):
+        for case in cases(name, options.quick, options.cells):
             rows.append(compare(python, name, case, 2 if options.quick else options.rounds, options.limit))
             print(line(rows[-1]), flush=True)
             if options.json:  # after each row, for a run of an hour may be cut short

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lightning_lyapunov.aelle import AeLLEScore, AeLLEScorer
 from lightning_lyapunov.budget import Budget, Plan
 from lightning_lyapunov.features import spectrum_features
-from lightning_lyapunov.history import History, Measurement
+from lightning_lyapunov.history import History, Measurement, key_of
 from lightning_lyapunov.isolation import measuring
 from lightning_lyapunov.loggers.histogram import log_histogram
 from lightning_lyapunov.probe import Probe, find_layers
@@ -196,7 +196,7 @@ class LyapunovSpectrumCallback(pl.Callback):
         self.histogram, self.prog_bar = histogram, prog_bar
         self.scorer, self.performance, self.performance_range = scorer, performance, performance_range
 
-        self.history = History()
+        self.history = History(prefix)
         self.spectrum: LyapunovSpectrum | None = None
         self.score: AeLLEScore | None = None
         self._scorer: AeLLEScorer | None = None
@@ -433,8 +433,23 @@ class LyapunovSpectrumCallback(pl.Callback):
         if trainer.global_step > 0:
             metrics[f"{self.prefix}/overhead"] = self._budget.spent / self._training_seconds()
         self.spectrum = spectrum
-        exponents = spectrum.exponents.float().cpu()
-        self.history.append(Measurement(trainer.global_step, trainer.current_epoch, exponents, metrics))
+        self.history.append(
+            Measurement(
+                trainer.global_step,
+                trainer.current_epoch,
+                exponents=spectrum.exponents.float().cpu(),
+                metrics=metrics,
+                stderr=spectrum.stderr.float().cpu(),
+                trusted=spectrum.trusted.cpu(),
+                dimension=spectrum.dimension,
+                length=max(probes.longest for probes in self._probes.values()) or spectrum.steps + spectrum.transient,
+                layers={
+                    name: [float(part.exponents[0]), float(part.stderr[0])] for name, part in spectrum.parts.items()
+                },
+                latent=None if self._scorer is None or self.score is None else self.score.latent.float().cpu(),
+                reached=performance,
+            )
+        )
         return metrics
 
     def _spectrum_now(self, when: _When, plan: Plan) -> LyapunovSpectrum:
@@ -555,15 +570,17 @@ class LyapunovSpectrumCallback(pl.Callback):
             "stability": self.score.stability,
             "familiarity": self.score.familiarity,
         }
-        prefix = "aelle" if self.prefix == "lyapunov" else f"{self.prefix}/aelle"
         if self.score.familiarity < UNFAMILIAR:
             self._tell_once(
                 f"familiarity is {self.score.familiarity:.2f}: the spectrum, the size or the kind of cell is unlike "
-                f"the networks that the scorer was fitted on, so what {prefix}/ says is little more than a guess.",
+                "the networks that the scorer was fitted on, so what "
+                f"{key_of('aelle/', self.prefix)} says is little more than a guess.",
                 warn=True,
                 subject="familiarity",
             )
-        return {f"{prefix}/{key}": float(value) for key, value in values.items() if math.isfinite(value)}
+        return {
+            key_of(f"aelle/{key}", self.prefix): float(value) for key, value in values.items() if math.isfinite(value)
+        }
 
     def _warn_of_scorer(self, error: Exception, what: str) -> None:
         self._tell_once(
@@ -650,6 +667,11 @@ class _LayerProbes:
     @property
     def have_recorded(self) -> bool:
         return self.validation.has_recorded or self.training.has_recorded
+
+    @property
+    def longest(self) -> int:
+        """Steps of the longest sequence seen."""
+        return max(self.validation.longest, self.training.longest)
 
     def freshest(self, when: _When) -> Probe:
         """Validation's where one has just run, since it is the same data each time; else training's."""

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import Tensor
 
 LIMIT = 256
 """Measurements kept; when there are more, every second one is dropped, so that the whole run stays covered."""
-NUMBERS = 2**17
+NUMBERS = 2**16
 """Exponents kept in all, which bounds the record to a megabyte whatever the size of the network."""
+
+
+def key_of(name: str, prefix: str = "lyapunov") -> str:
+    """The key that a figure is logged under: ``max`` or ``aelle/performance`` under the default prefix or another."""
+    return name if name.startswith("aelle/") and prefix == "lyapunov" else f"{prefix}/{name}"
 
 
 @dataclass(frozen=True)
@@ -26,12 +32,31 @@ class Measurement:
     """(K,) nats per step, float32 on the CPU, largest first."""
     metrics: dict[str, float]
     """What was logged, by key."""
+    stderr: Tensor | None = None
+    """(K,) standard errors of the exponents, nats per step; NaN where not known."""
+    trusted: Tensor | None = None
+    """(K,) bool: inside the precision law."""
+    dimension: int | None = None
+    """D of the state: K of these exponents were measured."""
+    length: int | None = None
+    """Steps of the longest sequence that the network was driven with, of which the first ones were measured."""
+    layers: dict[str, list[float]] = field(default_factory=dict)
+    """Of each layer, if there are several, the largest exponent and its standard error, nats per step."""
+    latent: Tensor | None = None
+    """(L,) the AeLLE code of the spectrum, if it was scored."""
+    reached: float | None = None
+    """Skill so far, as the scorer was told it."""
 
 
 class History:
-    """Measurements of a run, oldest first, thinned out evenly as they become many."""
+    """Measurements of a run, oldest first, thinned out evenly as they become many.
 
-    def __init__(self) -> None:
+    Args:
+        prefix: First part of the keys of their metrics: the callback's.
+    """
+
+    def __init__(self, prefix: str = "lyapunov") -> None:
+        self.prefix = prefix
         self._measurements: list[Measurement] = []
         self._stride = 1  # keep one measurement out of so many
         self._seen = 0
@@ -59,14 +84,17 @@ class History:
     def __getitem__(self, index: int) -> Measurement:
         return self._measurements[index]
 
+    def values(self, name: str) -> list[float]:
+        """One figure, as ``max`` or ``aelle/performance``, at every measurement; NaN where it was not known."""
+        key = key_of(name, self.prefix)
+        return [measurement.metrics.get(key, math.nan) for measurement in self]
+
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only, so that a checkpoint loads under ``weights_only=True``."""
         return {
             "seen": self._seen,
             "stride": self._stride,
-            "measurements": [
-                {"step": m.step, "epoch": m.epoch, "exponents": m.exponents, "metrics": m.metrics} for m in self
-            ],
+            "measurements": [{f.name: getattr(m, f.name) for f in fields(m)} for m in self],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -161,6 +161,9 @@ class Probe:
         layer: The module to watch.
         num_sequences: Rows to keep; of a batch the first ones.
         num_steps: Steps to keep of each; the first ones.
+
+    Attributes:
+        longest: Steps of the longest sequence that a layer of torch's was given at once, kept or not; 0 for a cell.
     """
 
     def __init__(self, layer: nn.Module, num_sequences: int, num_steps: int) -> None:
@@ -171,6 +174,7 @@ class Probe:
         self._handle = layer.register_forward_hook(hook(self), with_kwargs=True)
         self._is_single = True  # whether a state is one tensor rather than a tuple of them
         self._keeps_latest = False
+        self.longest = 0
         self.forget()
 
     def forget(self) -> None:
@@ -248,6 +252,7 @@ class Probe:
         after = output
         if isinstance(self.layer, nn.RNNBase):
             inputs, lengths = self._time_first(inputs)
+            self.longest = max(self.longest, len(inputs))
             after = output[1]
         else:
             unbatched = isinstance(self.layer, nn.RNNCellBase) and inputs.dim() == 1

@@ -1,6 +1,7 @@
 """The record of a run: bounded, evenly spread over it, and fit to travel in a checkpoint."""
 
 import io
+import math
 from itertools import pairwise
 
 import pytest
@@ -42,7 +43,7 @@ def test_few_measurements_are_all_kept_in_order() -> None:
     assert (len(history), history[0].step, history[-1].step) == (LIMIT, 0, LIMIT - 1)
 
 
-@pytest.mark.parametrize("size", [4, 600, 1000])  # limits 256, 218 and 131, an odd one
+@pytest.mark.parametrize("size", [4, 300, 500])  # limits 256, 218 and 131, an odd one
 def test_thinning_keeps_the_newest_after_every_append(size: int) -> None:
     history, exponents = History(), torch.zeros(size)
     for step in range(1200):
@@ -75,6 +76,26 @@ def test_checkpoint_round_trip_is_lossless(count: int) -> None:
         assert torch.equal(ours.exponents, theirs.exponents)
 
 
+def test_a_state_without_the_newer_fields_still_loads() -> None:
+    state = filled(3).state_dict()
+    for measurement in state["measurements"]:
+        for name in ("stderr", "trusted", "dimension", "length", "layers", "latent", "reached"):
+            del measurement[name]
+    restored = History()
+    restored.load_state_dict(state)
+    assert steps_of(restored) == [0, 1, 2] and restored[0].stderr is None and restored[0].layers == {}
+
+
+def test_values_are_found_by_name_under_any_prefix() -> None:
+    for prefix, score in {"lyapunov": "aelle/performance", "encoder": "encoder/aelle/performance"}.items():
+        history = History(prefix)
+        history.append(Measurement(0, 0, torch.zeros(2), {f"{prefix}/max": -0.5, score: 0.7}))
+        history.append(Measurement(4, 0, torch.zeros(2), {f"{prefix}/max": -0.4}))
+        assert history.values("max") == [-0.5, -0.4]
+        performance = history.values("aelle/performance")
+        assert performance[0] == 0.7 and math.isnan(performance[1])
+
+
 @pytest.mark.parametrize("break_at", [1, 100, 256, 257, 400, 999])
 def test_goes_on_from_a_checkpoint_as_if_never_stopped(break_at: int) -> None:
     restored, _ = reloaded(filled(break_at))
@@ -89,5 +110,6 @@ def test_state_stays_under_a_megabyte(size: int) -> None:
     history = History()
     for step in range(600):
         metrics = {f"lyapunov/{key}": step / 7 for key in keys}
-        history.append(Measurement(step, 0, torch.randn(size), metrics))
+        whole = {"stderr": torch.rand(size), "trusted": torch.ones(size) > 0, "latent": torch.rand(8)}
+        history.append(Measurement(step, 0, torch.randn(size), metrics, **whole, layers={"rnn": [0.1, 0.01]}))
     assert reloaded(history)[1] < 1_000_000
