@@ -4,6 +4,7 @@
     peers     against other packages                                                     peers.py
     overhead  the callback in a run of training                                          overhead.py
     growth    how the cost grows                                                         growth.py
+    anatomy   where the time goes                                                        anatomy.py
 
 Results are kept in runs/bench/*.json, each with the machine it came from; the page is written anew from all of them
 after each part, so that parts can be renewed apart: ``--only`` some, or ``--only`` without a name just for the page.
@@ -27,6 +28,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import anatomy
 import engine
 import growth
 import overhead
@@ -77,6 +79,7 @@ RUNS = (
     Run("peers", "peers", ("peers.py", "--rounds", "3", "--limit", "4"), ("--quick",)),
     Run("overhead", "overhead", ("overhead.py", "--threads", "1"), ("--epochs", "2")),
     Run("growth", "growth", ("growth.py", "--threads", "1"), ("--quick",)),
+    Run("anatomy", "anatomy", ("anatomy.py",), ("--sizes", "64")),
 )
 
 
@@ -204,9 +207,9 @@ INTRODUCTION = """# Benchmarks
 <!-- Written by `python benchmarks`: change that, for changes made here are lost. -->
 
 `make bench` measures all of it and writes this page; `make bench ARGS="--only engine"` renews one part, of `engine`,
-`peers`, `overhead` and `growth`; `make bench ARGS=--quick` is a trial of some minutes. Times are CPU times of the
-process unless something else is said, all its threads together, so that what else the machine does counts for little;
-what is compared runs in turn, and a ratio is the median of the rounds' ratios."""
+`peers`, `overhead`, `growth` and `anatomy`; `make bench ARGS=--quick` is a trial of some minutes. Times are CPU times
+of the process unless something else is said, all its threads together, so that what else the machine does counts for
+little; what is compared runs in turn, and a ratio is the median of the rounds' ratios."""
 
 TARGETS = """## Targets
 
@@ -233,6 +236,19 @@ without compiling; of a peer that takes no batches one trajectory stands for eac
 the exponents. For one or two sequences the length matters: from {2 * SHORTEST_SEGMENT:,} measured steps on ours cuts
 the time into segments that run side by side, while peers go through it step by step; ratios hold for that length."""
 
+ANATOMY = """## Where the time goes, and why targets are missed
+
+The same measurements as in the engine's table, at its intervals, seen by torch's profiler on one thread. The products
+of Jacobian and tangents run near the machine's peak from 256 units on, so what is missing elsewhere is not theirs:
+
+- **Whole spectrum:** more than half is reorthonormalisation. K directions of K numbers need about 2 K³ operations for
+  the projections alone, as many as the products themselves, and the triangular parts of it are slower than products.
+  By default the law asks for float64 there, since a whole spectrum spreads by more than 6 nats a step.
+- **32 leading exponents, gated cells:** the product with 32 directions is half of it or less. Forming the Jacobian from
+  three or four gates, and the states and gates themselves, do not shrink with K.
+- **One sequence, few units:** a step of ours is some ten calls of torch, each a few microseconds, where a compiled loop
+  has none. Cutting time into segments hides that only where the run is long."""
+
 OVERHEAD = """## Callback
 
 One measurement as a share of one training epoch, 128 units on 1,500 sequences of 64 steps in batches of 128, one
@@ -258,10 +274,17 @@ def page(kept: dict[str, Any]) -> str:
         ENGINE,
         *section(kept, "engine-1", engine.table, "One thread"),
         *section(kept, "engine-2", engine.table, "Two threads"),
+        ANATOMY,
+        *section(kept, "anatomy", anatomy.table),
         PEERS,
         *section(kept, "peers", tables_of_peers),
         OVERHEAD,
         *section(kept, "overhead", overhead.table),
+        *(
+            [overhead.sentence(kept["overhead"]["found"]["run"])]
+            if "run" in kept.get("overhead", {}).get("found", {})
+            else []
+        ),
         GROWTH,
         *section(kept, "growth", figure_and_slopes),
     ]
