@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader, Subset, TensorDataset, random_split
 from torchmetrics.functional import accuracy
 
 from lightning_lyapunov import LyapunovSpectrumCallback
+from lightning_lyapunov.figures import spectrum_over_training
 from lightning_lyapunov.history import Measurement
-from lightning_lyapunov.loggers.figures import spectrum_over_training
 
 CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 Digits = Subset[tuple[Tensor, ...]]

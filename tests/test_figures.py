@@ -11,8 +11,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from lightning_lyapunov.figures import spectrum_over_training
 from lightning_lyapunov.history import History, Measurement
-from lightning_lyapunov.loggers.figures import spectrum_over_training
 
 
 def history(*spectra: Sequence[float], steps: Sequence[int] | None = None, stderr: float = 0.01) -> History:
@@ -33,28 +33,28 @@ def drawn(figure: Figure) -> bytes:
 
 def shown_colours(figure: Figure) -> np.ma.MaskedArray:
     """Values of the heat map ``(K, measurements)``."""
-    return figure.axes[0].collections[0].get_array()
+    return figure.axes[1].collections[0].get_array()
 
 
 def words(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.axes[1].texts]
+    return [text.get_text() for text in figure.axes[0].texts]
 
 
 def test_panels_hold_the_spectra_and_the_largest_exponent() -> None:
     figure = spectrum_over_training(history([-0.5, -1.0], [-0.2, -3.0], steps=[0, 47]))
     assert drawn(figure).startswith(b"\x89PNG")
     np.testing.assert_allclose(shown_colours(figure), [[-0.5, -0.2], [-1.0, -3.0]], rtol=1e-6)
-    steps, largest = figure.axes[1].containers[0].lines[0].get_data()
+    steps, largest = figure.axes[0].containers[0].lines[0].get_data()
     np.testing.assert_allclose(steps, [0, 47])
     np.testing.assert_allclose(largest, [-0.5, -0.2], rtol=1e-6)
-    assert figure.axes[1].get_xlim() == (0, 47)
+    assert figure.axes[0].get_xlim() == (0, 47)
     assert words(figure) == []
 
 
 def test_zero_is_the_middle_of_the_colours() -> None:
     figure = spectrum_over_training(history([0.3, -9.0], [0.1, -2.0]))
     drawn(figure)
-    mesh = figure.axes[0].collections[0]
+    mesh = figure.axes[1].collections[0]
     assert mesh.norm(0.0) == 0.5
     red, _, blue, _ = mesh.cmap(mesh.norm(0.3))
     assert red > blue
@@ -65,7 +65,7 @@ def test_zero_is_the_middle_of_the_colours() -> None:
 def test_band_is_two_standard_errors_wide() -> None:
     figure = spectrum_over_training(history([0.5], [0.5], stderr=0.1))
     drawn(figure)
-    heights = figure.axes[1].collections[0].get_paths()[0].vertices[:, 1]
+    heights = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]
     assert heights.min() == pytest.approx(0.3)
     assert heights.max() == pytest.approx(0.7)
 
@@ -73,7 +73,7 @@ def test_band_is_two_standard_errors_wide() -> None:
 def test_chaotic_regions_are_marked_one_by_one() -> None:
     figure = spectrum_over_training(history([0.1], [0.2], [-0.1], [0.3]))
     drawn(figure)
-    spans = [(p.get_x(), p.get_x() + p.get_width()) for p in figure.axes[1].patches]
+    spans = [(p.get_x(), p.get_x() + p.get_width()) for p in figure.axes[0].patches]
     assert spans == [(0, 15), (25, 30)]
     assert words(figure) == ["chaotic", "chaotic"]
 
@@ -92,7 +92,7 @@ def test_two_measurements_at_one_step() -> None:
 def test_dead_directions_are_as_blue_as_it_gets() -> None:
     figure = spectrum_over_training(history([-0.5, -2.0, -math.inf], [-0.5, -math.inf, -math.inf]))
     drawn(figure)
-    mesh, colours = figure.axes[0].collections[0], shown_colours(figure)
+    mesh, colours = figure.axes[1].collections[0], shown_colours(figure)
     assert not np.ma.is_masked(colours)
     assert colours[2, 0] == mesh.norm.vmin
 
@@ -126,5 +126,5 @@ def test_nothing_measured_is_refused() -> None:
 
 
 def test_pyplot_is_left_alone() -> None:
-    code = "import sys, lightning_lyapunov.loggers.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, lightning_lyapunov.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

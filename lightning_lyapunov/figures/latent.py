@@ -1,0 +1,130 @@
+"""Where a run stands among the networks that the scorer knows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from torch import Tensor
+
+from lightning_lyapunov.aelle import AeLLEScorer
+from lightning_lyapunov.aelle.features import CONTEXT, Rows, quantiles
+from lightning_lyapunov.bank.records import Bank
+from lightning_lyapunov.diagnosis import FAMILIAR
+from lightning_lyapunov.figures.style import FEW, GROWS, QUIET, NothingToShow, measured, new_figure, words
+from lightning_lyapunov.history import History, key_of
+
+
+@dataclass(frozen=True, eq=False)
+class LatentMap:
+    """The codes of the bank's networks, seen along their two principal directions."""
+
+    points: Tensor
+    """(N, 2): networks before the first update, and after the last."""
+    skill: Tensor
+    """(N,) what each reached in the end, in [0, 1]."""
+    projection: Tensor
+    """(L, 2): the principal directions, orthonormal columns."""
+    centre: Tensor
+    """(L,) the mean code."""
+
+    @classmethod
+    def of_bank(cls, scorer: AeLLEScorer, networks: int = 1200) -> LatentMap:
+        """Encode networks of the bank that comes with the package by a scorer's first autoencoder.
+
+        The code depends on the spectrum alone. It takes about a second, and the same scorer gives the same map.
+
+        Args:
+            scorer: Whose codes the path on the map will be made of.
+            networks: How many, evenly spaced over the bank; each makes two points.
+
+        Raises:
+            ValueError: If ``networks`` is not positive, or the scorer's codes have fewer than two values.
+        """
+        if networks < 1:
+            raise ValueError(f"networks must be at least 1; got {networks}.")
+        with as_file(files("lightning_lyapunov.bank").joinpath("bank.safetensors")) as path:
+            bank = Bank.load(path)
+        chosen = torch.linspace(0, len(bank) - 1, min(networks, len(bank))).round().long().tolist()
+        scale = float(scorer.card["scale"])
+        spectra = torch.stack([quantiles(bank.spectra[i][c], scale=scale) for c in (0, -1) for i in chosen])
+        with torch.no_grad():
+            code = scorer.heads.models[0](Rows(spectra, torch.full((len(spectra), len(CONTEXT)), math.nan))).latent
+        if code.shape[1] < 2:
+            raise ValueError(f"scorer must have codes of at least 2 values to make a map of; got {code.shape[1]}.")
+        centre = code.double().mean(0)
+        _, _, directions = torch.linalg.svd(code.double() - centre, full_matrices=False)
+        projection = directions[:2].T * directions[:2].sum(1).sign()  # which alone tells a map from its mirror image
+        skill = bank.skill(bank.final)[chosen].repeat(2)
+        return cls((code - centre) @ projection, skill, projection, centre)
+
+    def place(self, latent: Tensor) -> Tensor:
+        """(..., 2) of codes (..., L)."""
+        return (latent.double() - self.centre) @ self.projection
+
+
+def latent_map(history: History, map: LatentMap) -> Figure:
+    """Draw the way of a run among the bank's networks, coloured by the skill that each reached in the end.
+
+    Args:
+        history: Measurements of a run: :attr:`LyapunovSpectrumCallback.history`.
+        map: The map of the scorer that scored it.
+
+    Raises:
+        ValueError: If none of the measurements was scored, or only by a scorer with codes of another size.
+    """
+    size = len(map.centre)
+    coded = [
+        (m, m.latent)
+        for m in measured(history)
+        if m.latent is not None and len(m.latent) == size and m.latent.isfinite().all()
+    ]
+    if not coded:
+        raise NothingToShow(f"history holds no codes of {size} values, which the map is made of.")
+    points, path = map.points.numpy(), map.place(torch.stack([code for _, code in coded])).numpy()
+    figure = new_figure("This run among the networks of the bank", width=6.6, height=5.0)
+    axes = figure.subplots()
+    dots = axes.scatter(points[:, 0], points[:, 1], s=8, c=map.skill.numpy(), vmin=0, vmax=1, linewidths=0)
+    figure.colorbar(dots, ax=axes, label="skill that the network reached in the end", pad=0.02)
+    _draw_path(axes, path)
+    _frame(axes, points, path)
+    first, now = coded[0][0], coded[-1][0]
+    familiarity = now.metrics.get(key_of("aelle/familiarity", history.prefix), math.nan)
+    when = f"{first.step:,} to {now.step:,}" if first is not now else f"{now.step:,}"
+    is_guess = familiarity < FAMILIAR
+    known = "" if math.isnan(familiarity) else f"; familiarity now {familiarity:.2f}"
+    said = f"update {when}{known}{': unlike all of them, its place is a guess' * is_guess}"
+    axes.set_title(said, fontsize=10, color=GROWS if is_guess else QUIET)
+    return figure
+
+
+def _draw_path(axes: Any, path: np.ndarray) -> None:
+    seam = [withStroke(linewidth=4.5, foreground="white")]
+    way = path[np.unique(np.linspace(0, len(path) - 1, FEW).round().astype(int))]
+    axes.plot(*way.T, color="black", linewidth=1.4, marker="o", markersize=3, path_effects=seam, zorder=3)
+    across = -1 if path[-1, 0] < path[0, 0] else 1  # the words stand on the outer side of either end
+    ends = [(0, "start", "black", "white", -across)] if len(path) > 1 else []
+    for end, text, edge, inside, side in [*ends, (-1, "now", "white", "black", across)]:
+        axes.plot(*path[end], "o", markeredgecolor=edge, markerfacecolor=inside, markersize=9, zorder=4)
+        place = {"xytext": (9 * side, 0), "textcoords": "offset points", "ha": "left" if side > 0 else "right"}
+        words(axes, tuple(path[end]), text, va="center", fontweight="bold", zorder=5, **place)
+
+
+def _frame(axes: Any, points: np.ndarray, path: np.ndarray) -> None:
+    """All but the outermost networks, and the whole path; room for the words at its ends."""
+    inner = np.quantile(points, [0.005, 0.995], axis=0)
+    low, high = np.minimum(inner[0], path.min(0)), np.maximum(inner[1], path.max(0))
+    margin = np.array([0.13, 0.06]) * (high - low)
+    axes.set_xlim(low[0] - margin[0], high[0] + margin[0])
+    axes.set_ylim(low[1] - margin[1], high[1] + margin[1])
+    axes.set_facecolor("0.9")  # on which both ends of the colours stand out
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_xlabel("first principal direction of the code")
+    axes.set_ylabel("second principal direction")

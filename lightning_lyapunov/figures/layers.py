@@ -1,0 +1,131 @@
+"""Which layer explodes, which forgets."""
+
+from __future__ import annotations
+
+import math
+from itertools import takewhile
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from lightning_lyapunov.diagnosis import DEAD, SURE
+from lightning_lyapunov.figures.style import (
+    FADES,
+    FEW,
+    GROWS,
+    QUIET,
+    NothingToShow,
+    alive,
+    dots,
+    exponent_axis,
+    measured,
+    new_figure,
+    updates_axis,
+    updates_of,
+    words,
+)
+from lightning_lyapunov.history import History
+
+MANY = 8
+"""Layers of which each is named; of more, the highest and the lowest few."""
+_LONGEST = 28
+"""Letters of a layer's name; of longer ones only what tells them apart is written."""
+
+
+def layers_over_training(history: History) -> Figure:
+    """Draw the largest exponent of each layer, with a band of two standard errors.
+
+    Red are layers in which perturbations now grow, blue those in which they fade, grey those whose error does not
+    tell. Of many, only the highest and the lowest few are named and coloured.
+
+    Args:
+        history: Measurements of a run: :attr:`LyapunovSpectrumCallback.history`.
+
+    Raises:
+        ValueError: If the network has no more than one layer.
+    """
+    measurements = measured(history)
+    names = list(dict.fromkeys(name for m in measurements for name in m.layers))
+    if not names:
+        raise NothingToShow("history holds no layers: they are kept where there are several.")
+    updates = updates_of(measurements)
+    unknown = [math.nan, math.nan]
+    known = np.array([[m.layers.get(name, unknown) for m in measurements] for name in names], dtype=float)
+    return _drawn(names, updates, known[..., 0], known[..., 1])
+
+
+def _drawn(names: list[str], updates: np.ndarray, largest: np.ndarray, stderr: np.ndarray) -> Figure:
+    figure = new_figure("Largest exponent of each layer", width=9.0)
+    axes = figure.subplots()
+    order = np.argsort(-np.nan_to_num(largest[:, -1], nan=-math.inf, posinf=math.inf, neginf=-math.inf), kind="stable")
+    named = order if len(names) <= MANY else np.concatenate([order[: MANY // 2], order[-MANY // 2 :]])
+    curves = alive(largest)
+    exponent_axis(axes, curves)
+    for row in order:
+        colour = _colour(largest[row, -1], stderr[row, -1])
+        if row not in named:
+            few = np.unique(np.linspace(0, len(updates) - 1, FEW).round().astype(int))
+            axes.plot(updates[few], curves[row, few], color="0.75", linewidth=0.8, zorder=1)
+            continue
+        axes.plot(updates, curves[row], color=colour, linewidth=1.8, **dots(len(updates)))
+        error = SURE * stderr[row]
+        axes.fill_between(updates, curves[row] - error, curves[row] + error, color=colour, alpha=0.2, linewidth=0)
+    updates_axis(axes)
+    _name(axes, [names[row] for row in named], largest[named, -1], stderr[named, -1], updates[-1])
+    return figure
+
+
+def _name(axes: Any, names: list[str], largest: np.ndarray, stderr: np.ndarray, end: float) -> None:
+    """Names at the right edge, one below the other, each with a line to its curve."""
+    transform = axes.transScale + axes.transLimits
+    bottom = axes.get_ylim()[0]
+    ends = [value if np.isfinite(value) and value > DEAD else bottom for value in largest]
+    wanted = np.array([transform.transform((end, y))[1] for y in ends])
+    for name, value, error, y, height in zip(_short(names), largest, stderr, ends, _apart(wanted), strict=True):
+        colour = _colour(value, error)
+        arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.7, "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 0}
+        words(
+            axes, (1.0, y), f"{name}  {_says(value, error)}", xycoords=("axes fraction", "data"),
+            xytext=(1.03, height), textcoords="axes fraction", va="center", color=colour, arrowprops=arrow,
+            annotation_clip=False,
+        )  # fmt: skip
+
+
+def _apart(wanted: np.ndarray, gap: float = 0.06) -> np.ndarray:
+    """Heights in [0, 1] at least a gap apart, from the top down, near those wanted, which descend."""
+    heights = np.clip(wanted, 0.0, 1.0)
+    for i in range(1, len(heights)):
+        heights[i] = min(heights[i], heights[i - 1] - gap)
+    for i in reversed(range(len(heights))):  # those pushed out below go back in
+        heights[i] = max(heights[i], gap * (len(heights) - 1 - i))
+    return heights
+
+
+def _colour(largest: float, stderr: float) -> str:
+    return GROWS if largest > SURE * stderr else FADES if largest < -SURE * stderr or largest <= DEAD else QUIET
+
+
+def _says(largest: float, stderr: float) -> str:
+    if math.isnan(largest):
+        return "not measured"
+    if largest <= DEAD:
+        return "dead"
+    known = "" if math.isnan(stderr) else f" ± {SURE * stderr:.2f}"
+    said = {GROWS: " grows", FADES: " fades", QUIET: known}[_colour(largest, stderr)]
+    return f"{largest:+.2f}{said}".replace("-", "−")
+
+
+def _short(names: list[str]) -> list[str]:
+    """Names that are no longer than fits, where they must be without the parts that all of them share."""
+    parts = [name.split(".") for name in names]
+    if max(map(len, names)) > _LONGEST and len(names) > 1:
+        head, tail = _shared(parts), _shared([p[::-1] for p in parts])
+        head = min(head, min(map(len, parts)) - tail - 1)
+        names = ["…" * (head > 0) + ".".join(p[head : len(p) - tail]) + "…" * (tail > 0) for p in parts]
+    return [name if len(name) <= _LONGEST else f"…{name[1 - _LONGEST :]}" for name in names]
+
+
+def _shared(parts: list[list[str]]) -> int:
+    """Leading parts that all have in common, beside at least one more."""
+    return sum(1 for _ in takewhile(lambda same: len(set(same)) == 1, zip(*(p[:-1] for p in parts), strict=False)))

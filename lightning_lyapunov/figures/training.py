@@ -1,0 +1,115 @@
+"""How a spectrum moved while a network was trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
+
+from lightning_lyapunov import diagnosis
+from lightning_lyapunov.figures.style import (
+    FADES,
+    GROWS,
+    dots,
+    edges_of,
+    measured,
+    new_figure,
+    updates_axis,
+    updates_of,
+    whole_numbers,
+)
+from lightning_lyapunov.history import Measurement
+
+COLOURS = "RdBu_r"
+"""Red above zero, blue below, white at zero: tells the two apart under every common colour blindness."""
+FAINTEST = 0.25
+"""Nats per step. The red end of the scale is never nearer to zero, or rounding would look like chaos."""
+_WORD = 0.1
+"""Share of the width that the word "chaotic" takes: shorter stretches are only coloured."""
+
+
+def spectrum_over_training(history: Iterable[Measurement], *, prefix: str = "lyapunov") -> Figure:
+    """Draw how a spectrum moved while a network was trained.
+
+    On top the largest exponent with a band of two standard errors, and where it was above zero beyond them: chaos.
+    Below, the whole spectrum: one column for each measurement, the largest exponent at the top, black line where
+    exponents change sign; grey is unknown. The picture has a background of its own and can be read on light and dark
+    pages.
+
+    Args:
+        history: Measurements of a run, oldest first: :attr:`LyapunovSpectrumCallback.history`.
+        prefix: The callback's prefix, under which the standard errors are kept.
+
+    Returns:
+        A figure on a canvas without display: ``figure.savefig(path)`` writes it.
+
+    Raises:
+        ValueError: If nothing was measured.
+    """
+    measurements = measured(history)
+    updates = updates_of(measurements)
+    edges = edges_of(updates)
+    is_chaotic = [diagnosis.is_chaotic(m, prefix) for m in measurements]
+
+    figure = new_figure("Lyapunov spectrum during training", height=5.5)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 3])
+    _draw_largest(above, updates, *np.array([diagnosis.largest(m, prefix) for m in measurements]).T)
+    _mark_chaos(above, edges, is_chaotic)
+    _draw_spectra(below, edges, _stacked([m.exponents.numpy() for m in measurements]))
+    updates_axis(below)
+    below.set_xlim(edges[0], edges[-1])
+    return figure
+
+
+def _draw_largest(axes: Any, updates: np.ndarray, largest: np.ndarray, stderr: np.ndarray) -> None:
+    largest = np.where(np.isfinite(largest), largest, math.nan)
+    axes.axhline(0.0, color="0.3", linewidth=1)
+    axes.fill_between(updates, largest - 2 * stderr, largest + 2 * stderr, color="#4393c3", alpha=0.4, linewidth=0)
+    axes.errorbar(updates, largest, 2 * stderr, color=FADES, linewidth=1.5, clip_on=False, **dots(len(updates)))
+    axes.margins(y=0.25)
+    axes.set_ylabel("largest exponent\n(nats per step)")
+
+
+def _mark_chaos(axes: Any, edges: np.ndarray, is_chaotic: list[bool]) -> None:
+    for chaotic, run in groupby(range(len(is_chaotic)), key=is_chaotic.__getitem__):
+        if chaotic:
+            first, *_, last = [*run] * 2
+            left, right = edges[first], edges[last + 1]
+            axes.axvspan(left, right, color=GROWS, alpha=0.12, linewidth=0)
+            if right - left >= _WORD * (edges[-1] - edges[0]):
+                place, top = (left + right) / 2, axes.get_xaxis_transform()
+                axes.text(place, 0.95, "chaotic", color=GROWS, ha="center", va="top", transform=top)
+
+
+def _draw_spectra(axes: Any, edges: np.ndarray, spectra: np.ndarray) -> None:
+    """Heat map of exponents ``(K, measurements)``; dead directions are as blue as it gets, unknown ones grey."""
+    finite = spectra[np.isfinite(spectra)]
+    lowest = min(float(np.percentile(finite, 5)), -FAINTEST) if len(finite) else -1.0
+    highest = max(float(finite.max()), FAINTEST) if len(finite) else 1.0
+    indices = np.arange(len(spectra) + 1) + 0.5
+    shown = np.ma.masked_invalid(np.where(spectra == -math.inf, lowest, spectra))
+    mesh = axes.pcolormesh(
+        edges, indices, shown, cmap=COLOURS, norm=TwoSlopeNorm(0.0, lowest, highest), rasterized=True
+    )
+    ticks = [lowest, lowest / 2, 0.0, highest / 2, highest]  # matplotlib itself would crowd the steeper side of zero
+    axes.figure.colorbar(mesh, ax=axes, extend="both", label="nats per step", pad=0.02, ticks=ticks, format="{x:.2g}")
+    positive = (spectra > 0).sum(0)
+    if positive.any():
+        axes.stairs(positive + 0.5, edges, baseline=None, color="black", linewidth=1.2)
+    axes.set_facecolor("0.75")
+    axes.set_ylim(indices[-1], indices[0])
+    axes.yaxis.set_major_locator(whole_numbers())
+    axes.set_ylabel("exponent, largest first")
+
+
+def _stacked(spectra: list[np.ndarray]) -> np.ndarray:
+    """Columns of one length, NaN where a measurement had fewer exponents."""
+    stacked = np.full((max(map(len, spectra)), len(spectra)), math.nan)
+    for column, spectrum in enumerate(spectra):
+        stacked[: len(spectrum), column] = spectrum
+    return stacked
