@@ -1,0 +1,314 @@
+"""Early stopping on what the spectrum says, which counts measurements rather than epochs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lightning_lyapunov.diagnosis import (
+    COLLAPSED,
+    FAILS,
+    FAMILIAR,
+    has_converged,
+    in_words,
+    is_chaotic,
+    is_collapsed,
+    is_predicted_to_fail,
+)
+from lightning_lyapunov.history import History, key_of
+
+Condition = Literal["chaotic", "collapsed", "converged", "predicted_to_fail"]
+CONDITIONS: tuple[Condition, ...] = ("chaotic", "collapsed", "converged", "predicted_to_fail")
+"""What training can be stopped for."""
+KEYS = (
+    *("max", "max_stderr", "mean", "near_zero_fraction", "unstable_fraction", "kaplan_yorke_dimension"),
+    *("kolmogorov_sinai_entropy", "gradient_horizon", "stability_margin", "trusted_fraction", "floored"),
+    *("seconds", "overhead"),
+)
+"""Names of the figures of a measurement."""
+SCORES = (
+    *("aelle/performance", "aelle/performance_low", "aelle/performance_high", "aelle/baseline"),
+    *("aelle/failure_probability", "aelle/takeoff_probability", "aelle/stability", "aelle/familiarity"),
+)
+"""Names of the figures of a score."""
+_FEWEST = 2
+"""Measurements that stock EarlyStopping must see before it gives up: one that is no better may be so by chance."""
+
+
+class LyapunovEarlyStopping(pl.Callback):
+    """Stops training for what a :class:`~lightning_lyapunov.LyapunovSpectrumCallback` of the same Trainer measures.
+
+    Any of the conditions stops, and so does the monitored key where it no longer improves. Each is looked at once per
+    measurement, wherever this callback stands in the list; what a measurement cannot tell, because a key is unknown,
+    is not counted. ``min_epochs`` and ``min_steps`` of the Trainer hold.
+
+    ========================  ==========================================================================================
+    ``chaotic``               the largest exponent is above 0 by more than two standard errors
+    ``collapsed``             it is below -1 nats per step by more than two standard errors, or every direction is dead
+    ``converged``             the last measurements, as many as ``patience``, lie within noise of the newest
+    ``predicted_to_fail``     the scorer gives ``probability`` or more that the network never learns, and is familiar
+                              with networks like it
+    ========================  ==========================================================================================
+
+    Args:
+        conditions: One condition or several; None if a key is monitored alone.
+        monitor: Key to monitor, as "lyapunov/max" or "aelle/performance".
+        mode: Whether the monitored key should fall ("min") or rise ("max").
+        patience: Measurements in a row at which a condition must hold, or the key not improve, before training stops.
+        min_delta: What counts as an improvement of the monitored key, in its unit.
+        probability: Of failure, from which the scorer is believed.
+        familiarity: Of the scorer with such networks, from which it is believed.
+        before_training: Whether the measurement before the first update counts. An initial network may be chaotic, or
+            forget, as training has not yet shaped it; a prediction means the same there and always counts.
+        prefix: That of the LyapunovSpectrumCallback that measures.
+
+    Attributes:
+        reason: Why training was stopped, in words; None if it was not.
+
+    Raises:
+        ValueError: For an unknown condition or key, or an argument out of range.
+        MisconfigurationException: In ``setup``, if nothing measures under the prefix, or a score is needed and there
+            is no scorer.
+
+    Example::
+
+        stop = LyapunovEarlyStopping(["chaotic", "predicted_to_fail"], patience=3)
+        Trainer(callbacks=[LyapunovSpectrumCallback(), stop]).fit(model)
+        print(stop.reason)
+    """
+
+    def __init__(
+        self,
+        conditions: Condition | Sequence[Condition] | None = None,
+        *,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "min",
+        patience: int = 3,
+        min_delta: float = 0.0,
+        probability: float = FAILS,
+        familiarity: float = FAMILIAR,
+        before_training: bool = False,
+        prefix: str = "lyapunov",
+    ) -> None:
+        chosen = [] if conditions is None else [conditions] if isinstance(conditions, str) else list(conditions)
+        if not chosen and monitor is None:
+            raise ValueError(f"conditions or monitor is needed; conditions are {_listed(CONDITIONS)}.")
+        if unknown := [condition for condition in chosen if condition not in CONDITIONS]:
+            raise ValueError(f"conditions must be among {_listed(CONDITIONS)}; got {_listed(unknown)}.")
+        if monitor is not None and not _is_key(monitor, prefix):
+            keys = [key_of(name, prefix) for name in (*KEYS, *SCORES)]
+            raise ValueError(
+                f"monitor must be a key measured under the prefix {prefix!r}: {', '.join(keys)}, or of one layer "
+                f"{prefix}/<layer>/max; got {monitor!r}. For other metrics there is Lightning's EarlyStopping."
+            )
+        if mode not in ("min", "max"):
+            raise ValueError(f"mode must be 'min' or 'max'; got {mode!r}.")
+        if patience < 1:
+            raise ValueError(f"patience must be at least 1 measurement; got {patience}.")
+        if min_delta < 0:
+            raise ValueError(f"min_delta must be at least 0; got {min_delta}.")
+        for name, share in {"probability": probability, "familiarity": familiarity}.items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} must lie in [0, 1]; got {share}.")
+        self.conditions, self.monitor, self.mode = chosen, monitor, mode
+        self.patience, self.min_delta = patience, min_delta
+        self.probability, self.familiarity = probability, familiarity
+        self.before_training, self.prefix = before_training, prefix
+        self._begin()
+
+    def _begin(self) -> None:
+        self.reason: str | None = None
+        self._counts: dict[str, int] = {}  # measurements in a row that speak for stopping, by condition or key
+        self._best: float | None = None
+        self._missed = False
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Find who measures, and begin to count."""
+        if stage != "fit":
+            return
+        self._begin()
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        measuring = {c.prefix: c for c in callbacks if _is_a(c, "LyapunovSpectrumCallback")}
+        if self.prefix not in measuring:
+            there_are = f"those have {_listed(measuring)}" if measuring else "there is none"
+            raise MisconfigurationException(
+                "LyapunovEarlyStopping reads what a LyapunovSpectrumCallback of the same Trainer measures: add "
+                f"LyapunovSpectrumCallback(prefix={self.prefix!r}) to its callbacks; {there_are}."
+            )
+        scored = {"predicted_to_fail", *_keys(SCORES, self.prefix)}
+        needing = [str(what) for what in (*self.conditions, self.monitor) if what in scored]
+        if needing and measuring[self.prefix].scorer is None:
+            raise MisconfigurationException(
+                f"LyapunovEarlyStopping({_listed(needing)}) needs scores, but the LyapunovSpectrumCallback has "
+                "scorer=None; scorer='general' is the pretrained one."
+            )
+
+    def on_lyapunov_measurement(self, trainer: pl.Trainer, callback: Any) -> None:
+        """Decide on a new measurement: rank zero does, for all.
+
+        Args:
+            trainer: The Trainer, on every rank.
+            callback: The LyapunovSpectrumCallback that has just measured and calls this, on every rank.
+        """
+        if callback.prefix != self.prefix or self.reason is not None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        reason = self._decide(callback.history) if trainer.is_global_zero else None
+        if trainer.world_size > 1:
+            reason = trainer.strategy.broadcast(reason)
+        if reason is not None:
+            self.reason = reason
+            trainer.should_stop = True
+            rank_zero_info(
+                f"LyapunovEarlyStopping: training ends after {trainer.global_step} updates, in epoch "
+                f"{trainer.current_epoch}: {reason}"
+            )
+
+    # ---------------------------------------------------------------- deciding
+
+    def _decide(self, history: History) -> str | None:
+        """Why to stop after the newest measurement, in words; None if not."""
+        before_training = history[-1].step == 0 and not self.before_training
+        reasons = []
+        for condition in self.conditions:
+            if before_training and condition != "predicted_to_fail":
+                continue
+            needed = 1 if condition == "converged" else self.patience  # which looks at several by itself
+            if self._count(condition, self._holds(condition, history)) >= needed:
+                reasons.append(f"{condition.replace('_', ' ')}: {self._told(condition, history)}")
+        if self.monitor is not None and not before_training and self._stagnates(self.monitor, history):
+            reasons.append(
+                f"{self.monitor} has not improved on {self._best:.4g} at {self._counts[self.monitor]} measurements in "
+                f"a row; now it is {history[-1].metrics[self.monitor]:.4g}"
+            )
+        return "; ".join(reasons) + "." if reasons else None
+
+    def _holds(self, condition: Condition, history: History) -> bool:
+        if condition == "converged":
+            return has_converged(history, self.patience)
+        if condition == "predicted_to_fail":
+            return is_predicted_to_fail(history[-1], self.prefix, self.probability, self.familiarity)
+        return {"chaotic": is_chaotic, "collapsed": is_collapsed}[condition](history[-1], self.prefix)
+
+    def _stagnates(self, monitor: str, history: History) -> bool:
+        value = history[-1].metrics.get(monitor)
+        if value is None:
+            self._tell_missing(monitor, history)
+            return False
+        gain = math.inf if self._best is None else self._best - value if self.mode == "min" else value - self._best
+        if gain > self.min_delta:
+            self._best = value
+        return self._count(monitor, gain <= self.min_delta) >= self.patience
+
+    def _count(self, what: str, speaks_for_stopping: bool) -> int:
+        """Measurements in a row that spoke for stopping, this one included."""
+        self._counts[what] = self._counts.get(what, 0) + 1 if speaks_for_stopping else 0
+        return self._counts[what]
+
+    def _told(self, condition: Condition, history: History) -> str:
+        newest, times = history[-1], f"at {self._counts[condition]} measurements in a row"
+        exponent = f"the largest exponent is {in_words(newest, self.prefix)} (two standard errors)"
+        if condition == "chaotic":
+            return f"{exponent}, and was above 0 beyond its error {times}"
+        if condition == "collapsed":
+            return f"{exponent}, and was below {COLLAPSED:g} beyond its error {times}"
+        if condition == "converged":
+            return f"the spectrum has not moved beyond its noise over the last {self.patience + 1} measurements"
+        probability, familiarity = (
+            newest.metrics[key_of(f"aelle/{name}", self.prefix)] for name in ("failure_probability", "familiarity")
+        )
+        return (
+            f"the scorer gives a probability of {probability:.0%} that the network never learns (familiarity "
+            f"{familiarity:.2f}), and gave {self.probability:.0%} or more {times}"
+        )
+
+    def _tell_missing(self, monitor: str, history: History) -> None:
+        if not self._missed:
+            self._missed = True
+            rank_zero_warn(
+                f"LyapunovEarlyStopping: monitor={monitor!r} was not measured and does not count; measured are "
+                f"{', '.join(history[-1].metrics)}.",
+                stacklevel=4,
+            )
+
+    # ---------------------------------------------------------------- state
+
+    @property
+    def state_key(self) -> str:
+        """One per choice of conditions, key and prefix."""
+        return self._generate_state_key(
+            conditions=self.conditions, monitor=self.monitor, mode=self.mode, prefix=self.prefix
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far patience has run out; the reason is not kept, so that a run resumed after a stop may go on."""
+        return {"counts": dict(self._counts), "best": self._best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self._counts, self._best = dict(state_dict["counts"]), state_dict["best"]
+
+
+def warn_of_impatience(trainer: pl.Trainer, callback: Any) -> None:
+    """Warn of stock EarlyStopping that watches a key of ``callback`` and checks it more often than it is measured.
+
+    It takes an old value that it reads again for one that is no better. To be called when training starts, as only
+    then all intervals are known. A measurement that the budget leaves out cannot be foreseen here.
+    """
+    for stopper in trainer.callbacks:  # type: ignore[attr-defined]
+        if not _is_a(stopper, "EarlyStopping") or not _is_key(stopper.monitor, callback.prefix):
+            continue
+        checks, patience = _checks_per_measurement(trainer, callback, stopper), stopper.patience
+        if checks > 1 and patience < _FEWEST * checks:
+            interval = "every_n_epochs" if callback.every_n_train_steps is None else "every_n_train_steps"
+            rank_zero_warn(
+                f"EarlyStopping(monitor={stopper.monitor!r}, patience={patience}) is checked about {checks:.2g} times "
+                f"per measurement ({interval}={getattr(callback, interval)}) and takes each check in between for one "
+                f"without improvement. A patience of {patience} measurements is "
+                f"patience={math.ceil(patience * checks)}; or use LyapunovEarlyStopping("
+                f"monitor={stopper.monitor!r}, patience={patience}), which counts measurements.",
+                stacklevel=3,
+            )
+
+
+def _checks_per_measurement(trainer: pl.Trainer, callback: Any, stopper: Any) -> float:
+    """How often EarlyStopping checks from one measurement to the next; 1 where that is not known."""
+    batches, interval, every = trainer.num_training_batches, trainer.val_check_batch, trainer.check_val_every_n_epoch
+    if getattr(stopper, "_check_on_train_epoch_end", True):
+        checks = 1.0  # an epoch
+    elif not trainer.enable_validation or interval is None:
+        return 1.0
+    elif every is None:
+        checks = batches / interval
+    else:
+        checks = (batches // interval if math.isfinite(batches) else 1) / every
+    if callback.every_n_train_steps is not None:
+        updates = batches / trainer.accumulate_grad_batches
+        measurements = updates / callback.every_n_train_steps
+        return checks / measurements if math.isfinite(updates) else 1.0
+    return checks * callback.every_n_epochs if callback.every_n_epochs > 1 else 1.0  # else it measures at each check
+
+
+def _is_a(thing: object, name: str) -> bool:
+    """Whether it is of a class of this name, from whichever of the two Lightning packages."""
+    return any(kind.__name__ == name for kind in type(thing).__mro__)
+
+
+def _keys(names: Iterable[str], prefix: str) -> set[str]:
+    return {key_of(name, prefix) for name in names}
+
+
+def _is_key(key: str | None, prefix: str) -> bool:
+    """Whether a LyapunovSpectrumCallback of this prefix logs such a key."""
+    if key is None:
+        return False
+    of_a_layer = key.startswith(f"{prefix}/") and key.endswith("/max") and key.count("/") > prefix.count("/") + 1
+    return of_a_layer or key in _keys((*KEYS, *SCORES), prefix)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))

@@ -1,0 +1,431 @@
+"""Early stopping in real fits whose measurements are replaced by constructed ones: it stops at the right one."""
+
+import math
+import pickle
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from fits import Regressor, loader, trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import EarlyStopping
+from torch import Tensor
+
+from lightning_lyapunov import LyapunovSpectrumCallback
+from lightning_lyapunov.history import Measurement
+from lightning_lyapunov.stopping import KEYS, SCORES, LyapunovEarlyStopping, warn_of_impatience
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*num_workers.*", "ignore:.*log_every_n_steps.*", "ignore:.*LeafSpec.*", "ignore:.*val_dataloader.*"
+)
+
+Script = Sequence[float | dict[str, float]]
+
+
+class Scripted(LyapunovSpectrumCallback):
+    """Measures what it is told, one entry a measurement: the largest exponent, or scores as well; the last goes on.
+
+    The first entry is that of the measurement before the first update.
+    """
+
+    def __init__(self, script: Script, **options: Any) -> None:
+        super().__init__(**{"max_overhead": None, "figures": None, **options})
+        self.script, self.at = list(script), 0
+
+    def _measure(self, trainer: Any, *_: Any) -> dict[str, float]:
+        entry = self.script[min(self.at, len(self.script) - 1)]
+        self.at += 1
+        entry = {"max": entry} if isinstance(entry, float) else {"max": -0.1, **entry}
+        metrics = {(k if k.startswith("aelle/") else f"{self.prefix}/{k}"): value for k, value in entry.items()}
+        exponents = torch.tensor([entry["max"], entry["max"] - 1])
+        self.history.append(
+            Measurement(
+                trainer.global_step, trainer.current_epoch, exponents, metrics, stderr=torch.tensor([0.01, 0.01]),
+                dimension=2, length=12,
+            )
+        )  # fmt: skip
+        return metrics
+
+
+def stopped(
+    stopper: LyapunovEarlyStopping, script: Script, *, first: bool = False, measuring: Any = None, **options: Any
+) -> int:
+    """Updates made by a run of up to eight epochs of four."""
+    ours = Scripted(script, **(measuring or {"scorer": None}))
+    fit = trainer(*((stopper, ours) if first else (ours, stopper)), **{"max_epochs": 8, **options})
+    fit.fit(Regressor(), loader(), loader())
+    return int(fit.global_step)
+
+
+def weights_of(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+FAILING = {"aelle/failure_probability": 0.95, "aelle/familiarity": 0.6}
+SCORED: dict[str, Any] = {"scorer": "general"}
+
+
+# ------------------------------------------------------------------ each condition
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["listed first", "listed last"])
+@pytest.mark.parametrize(
+    ("schedule", "updates"),
+    [
+        ({}, 16),  # measured at 0, 4, 8, 12, 16: chaotic from 8 on, for the third time at 16
+        ({"limit_val_batches": 0}, 16),
+        ({"val_check_interval": 0.5}, 8),  # at 0, 2, 4, 6, 8
+    ],
+)
+def test_stops_at_the_third_chaotic_measurement_in_a_row(
+    schedule: dict[str, Any], updates: int, first: bool, caplog: Any
+) -> None:
+    stopper = LyapunovEarlyStopping("chaotic", patience=3)
+    with caplog.at_level("INFO"):
+        assert stopped(stopper, [-0.1, -0.1, 0.2], first=first, **schedule) == updates
+    assert stopper.reason == (
+        "chaotic: the largest exponent is +0.20 ± 0.02 nats/step (two standard errors), and was above 0 beyond its "
+        "error at 3 measurements in a row."
+    )
+    (told,) = [r.message for r in caplog.records if r.message.startswith("LyapunovEarlyStopping")]
+    assert stopper.reason in told and f"after {updates} updates" in told
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["listed first", "listed last"])
+def test_stops_within_an_epoch_at_the_very_update_where_it_was_measured(first: bool) -> None:
+    """The update of the measurement, the third of six: not one later, whatever stands first in the list."""
+    measuring = {"scorer": None, "every_n_train_steps": 3}
+    assert stopped(LyapunovEarlyStopping("chaotic", patience=2), [0.0, 0.2], first=first, measuring=measuring) == 6
+
+
+def test_a_measurement_between_begins_the_count_anew() -> None:
+    script = [-0.1, 0.2, 0.2, -0.1, 0.2, 0.2, 0.2]
+    assert stopped(LyapunovEarlyStopping("chaotic", patience=3), script) == 24
+    assert stopped(LyapunovEarlyStopping("chaotic", patience=2), script) == 8
+
+
+@pytest.mark.parametrize("top", [0.019, -0.1])
+def test_goes_on_where_chaos_is_not_beyond_its_error(top: float) -> None:
+    stopper = LyapunovEarlyStopping("chaotic", patience=1)
+    assert stopped(stopper, [-0.1, top]) == 32 and stopper.reason is None
+
+
+@pytest.mark.parametrize(("before_training", "updates"), [(False, 8), (True, 4)])
+def test_chaos_of_the_initial_network_counts_if_asked(before_training: bool, updates: int) -> None:
+    stopper = LyapunovEarlyStopping("chaotic", patience=2, before_training=before_training)
+    assert stopped(stopper, [0.2]) == updates
+
+
+def test_stops_when_collapsed() -> None:
+    stopper = LyapunovEarlyStopping("collapsed", patience=2)
+    assert stopped(stopper, [-0.1, -0.9, -1.5, -1.5]) == 12
+    assert stopper.reason.startswith("collapsed: the largest exponent is -1.50")
+    assert stopped(LyapunovEarlyStopping("collapsed", patience=2), [-0.1, -1.01]) == 32  # not beyond its error
+
+
+def test_stops_when_the_spectrum_agrees_with_as_many_before_as_patience_says() -> None:
+    stopper = LyapunovEarlyStopping("converged", patience=2)
+    assert stopped(stopper, [-0.3, -0.1, -0.2, -0.3, -0.3, -0.301]) == 20  # with those at 12 and 16
+    assert stopper.reason == "converged: the spectrum has not moved beyond its noise over the last 3 measurements."
+
+
+def test_a_drift_within_the_noise_of_each_next_does_not_converge() -> None:
+    """Oracle: steps of 0.01 are within the noise √2 · 0.01 of the next, two of them beyond it."""
+    drift = [-0.1 - 0.01 * i for i in range(9)]
+    assert stopped(LyapunovEarlyStopping("converged", patience=2), drift) == 32
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "updates"),
+    [
+        ([FAILING], {}, 4),  # the prediction before the first update counts
+        ([FAILING], {"patience": 1}, 0),
+        ([FAILING | {"aelle/familiarity": 0.29}], {}, 32),
+        ([FAILING | {"aelle/familiarity": 0.29}], {"familiarity": 0.2}, 4),
+        ([FAILING | {"aelle/failure_probability": 0.89}], {}, 32),
+        ([FAILING | {"aelle/failure_probability": 0.89}], {"probability": 0.8}, 4),
+        ([-0.1, FAILING, FAILING], {}, 8),  # the first had no score
+    ],
+)
+def test_stops_what_is_predicted_to_fail_by_a_scorer_that_knows(
+    script: Script, options: dict[str, Any], updates: int
+) -> None:
+    stopper = LyapunovEarlyStopping("predicted_to_fail", **{"patience": 2, **options})
+    assert stopped(stopper, script, measuring=SCORED) == updates
+    assert (stopper.reason is None) == (updates == 32)
+    assert stopper.reason is None or stopper.reason.startswith("predicted to fail: the scorer gives a probability of ")
+
+
+def test_any_of_several_stops_and_all_that_speak_for_it_are_told() -> None:
+    stopper = LyapunovEarlyStopping(["collapsed", "chaotic"], monitor="lyapunov/max", patience=2)
+    assert stopped(stopper, [-0.1, 0.4, 0.3, 0.2]) == 8  # chaotic, though the key improves
+    assert stopper.reason.startswith("chaotic") and ";" not in stopper.reason
+    assert stopped(stopper, [-0.1, -0.1, 0.2, 0.3]) == 12
+    assert stopper.reason.startswith("chaotic") and "; lyapunov/max has not improved on -0.1 at 2" in stopper.reason
+
+
+# ------------------------------------------------------------------ a monitored key
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "updates"),
+    [
+        ([0.9, 0.3, 0.2, 0.2, 0.25, 0.1], {}, 16),  # best at 8; 12 and 16 are no better
+        ([0.9, 0.3, 0.4, 0.2, 0.3, 0.1, 0.2, 0.05], {}, 32),  # better every other time
+        ([0.9, 0.3, 0.29, 0.28], {"min_delta": 0.05}, 12),
+        ([0.0, 0.3, 0.2, 0.1], {"mode": "max"}, 12),
+        ([0.9, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6], {"mode": "max"}, 32),
+        ([0.0, 0.3, 0.2, 0.1], {"before_training": True}, 8),  # the initial network had the best
+    ],
+)
+def test_patience_of_a_monitored_key(script: Script, options: dict[str, Any], updates: int) -> None:
+    assert stopped(LyapunovEarlyStopping(monitor="lyapunov/max", patience=2, **options), script) == updates
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_patience_counts_measurements_not_epochs(every: int) -> None:
+    """Measured in epochs 0, 3, 6, ..., the third without improvement is that of epoch 9, after 40 updates."""
+    stopper = LyapunovEarlyStopping(monitor="lyapunov/max", patience=3)
+    measuring = {"scorer": None, "every_n_epochs": every}
+    assert stopped(stopper, [-0.1], measuring=measuring, max_epochs=20) == 4 * (1 + 3 * every)
+    assert stopper.reason == "lyapunov/max has not improved on -0.1 at 3 measurements in a row; now it is -0.1."
+
+
+def test_a_key_that_is_not_measured_does_not_count_and_is_told_once() -> None:
+    stopper = LyapunovEarlyStopping(monitor="lyapunov/rnn.l7/max", patience=1)
+    with pytest.warns(UserWarning) as told:
+        assert stopped(stopper, [-0.1]) == 32
+    assert sum("'lyapunov/rnn.l7/max' was not measured" in str(w.message) for w in told) == 1
+
+
+def test_every_key_that_is_logged_can_be_monitored() -> None:
+    """Oracle: what a fit with a scorer and two layers logs."""
+    ours = LyapunovSpectrumCallback(max_overhead=None, figures=None)
+    model = Regressor(torch.nn.GRU(3, 6, num_layers=2, batch_first=True))
+    trainer(ours, max_epochs=1).fit(model, loader(), loader())
+    for key in (logged := ours.history[-1].metrics):
+        assert LyapunovEarlyStopping(monitor=key).monitor == key
+    named = {f"lyapunov/{name}" for name in KEYS} | set(SCORES)
+    assert {key for key in logged if not key.startswith("lyapunov/rnn.")} == named
+
+
+# ------------------------------------------------------------------ a guest
+
+
+def test_weights_are_those_of_a_run_of_that_many_epochs() -> None:
+    def run(*callbacks: pl.Callback, epochs: int) -> dict[str, Tensor]:
+        pl.seed_everything(1)
+        fit = trainer(*callbacks, max_epochs=epochs)
+        fit.fit(model := Regressor(dropout=0.2), loader(shuffle=True), loader())
+        assert fit.global_step == 12
+        return weights_of(model)
+
+    plain = run(epochs=3)
+    ours = run(Scripted([-0.1, 0.2], scorer=None), LyapunovEarlyStopping("chaotic", patience=3), epochs=8)
+    assert all(torch.equal(plain[name], ours[name]) for name in plain) and plain.keys() == ours.keys()
+
+
+def test_the_trainers_least_number_of_epochs_holds() -> None:
+    assert stopped(LyapunovEarlyStopping("chaotic", patience=1), [-0.1, 0.2], min_epochs=5) == 20
+
+
+@pytest.mark.parametrize("patience", [1, 3])
+def test_a_run_resumed_in_the_middle_of_patience_goes_on(patience: int, tmp_path: Any) -> None:
+    """Oracle: one that was not broken off. Its third chaotic measurement is at update 16, whatever came between."""
+    stopper = LyapunovEarlyStopping("chaotic", monitor="lyapunov/max", patience=patience)
+    fit = trainer(Scripted([-0.5, -0.5, 0.2], scorer=None), stopper, max_epochs=2)
+    fit.fit(Regressor(), loader(), loader())
+    fit.save_checkpoint(tmp_path / "c.ckpt")
+    torch.load(tmp_path / "c.ckpt", weights_only=True)
+    assert (stopper.reason is not None) == (patience == 1)
+
+    again = LyapunovEarlyStopping("chaotic", monitor="lyapunov/max", patience=patience)
+    fit = trainer(Scripted([0.2], scorer=None), again, max_epochs=8)
+    fit.fit(Regressor(), loader(), loader(), ckpt_path=tmp_path / "c.ckpt")
+    assert fit.global_step == {1: 12, 3: 16}[patience]  # one that had stopped goes on until its next measurement
+    assert "improved on -0.5 at" in again.reason and again.reason.startswith("chaotic")
+
+
+def test_a_second_fit_counts_anew() -> None:
+    stopper = LyapunovEarlyStopping("chaotic", patience=3)
+    assert [stopped(stopper, [0.2]) for _ in range(2)] == [12, 12]
+
+
+def test_a_run_of_a_single_batch_to_try_things_out_is_not_stopped() -> None:
+    stopper = LyapunovEarlyStopping("chaotic", patience=1)
+    stopped(stopper, [0.2], fast_dev_run=True)
+    assert stopper.reason is None
+
+
+def test_pickles_and_keeps_a_state_of_its_own_for_each_choice() -> None:
+    stopper = pickle.loads(pickle.dumps(LyapunovEarlyStopping(["chaotic"], patience=7)))
+    assert (stopper.conditions, stopper.patience) == (["chaotic"], 7)
+    others = [LyapunovEarlyStopping("collapsed"), LyapunovEarlyStopping("chaotic", prefix="again")]
+    others += [LyapunovEarlyStopping(monitor="lyapunov/max", mode=mode) for mode in ("min", "max")]
+    assert len({callback.state_key for callback in [stopper, *others]}) == 5
+
+
+# ------------------------------------------------------------------ several processes
+
+
+def test_rank_zero_decides_for_all() -> None:
+    """Two ranks in lockstep, of which only rank zero has a history: as many broadcasts, and the same decision."""
+    sent: list[str | None] = []
+
+    def rank(number: int, broadcast: Callable[[Any], Any]) -> tuple[LyapunovEarlyStopping, Any, Any]:
+        strategy = SimpleNamespace(broadcast=broadcast)
+        fit = SimpleNamespace(
+            world_size=2, is_global_zero=number == 0, strategy=strategy, should_stop=False, fast_dev_run=False,
+            global_step=0, current_epoch=0,
+        )  # fmt: skip
+        return LyapunovEarlyStopping("chaotic", patience=2), fit, Scripted([0.2], scorer=None)
+
+    zero, one = rank(0, lambda x: sent.append(x) or x), rank(1, lambda x: received.pop(0))
+    decisions = []
+    for step in (4, 8, 12):
+        count = len(sent)
+        stopper, fit, ours = zero
+        fit.global_step = step
+        ours._measure(fit)
+        stopper.on_lyapunov_measurement(fit, ours)
+        received = sent[count:]
+        one[0].on_lyapunov_measurement(one[1], one[2])  # pops from an empty list if it expects a broadcast more
+        assert received == []
+        decisions.append((fit.should_stop, one[1].should_stop))
+    assert decisions == [(False, False), (True, True), (True, True)]
+    assert len(sent) == 2 and zero[0].reason == one[0].reason is not None
+
+
+# ------------------------------------------------------------------ mistakes
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({}, "conditions or monitor is needed; conditions are 'chaotic', 'collapsed'"),
+        ({"conditions": "unstable"}, "'predicted_to_fail'; got 'unstable'"),
+        ({"conditions": ["chaotic", "dead"]}, "must be among 'chaotic'.*got 'dead'"),
+        (
+            {"monitor": "val_loss"},
+            r"lyapunov/max, .*aelle/familiarity, or .*<layer>/max; got 'val_loss'.*EarlyStopping",
+        ),
+        ({"monitor": "lyapunov/max", "prefix": "encoder"}, "encoder/max, .*encoder/aelle/performance.*'lyapunov/max'"),
+        ({"monitor": "lyapunov/max", "mode": "low"}, "mode must be 'min' or 'max'; got 'low'"),
+        ({"conditions": "chaotic", "patience": 0}, "patience must be at least 1 measurement; got 0"),
+        ({"monitor": "lyapunov/max", "min_delta": -1.0}, "min_delta must be at least 0; got -1"),
+        ({"conditions": "chaotic", "probability": 90.0}, r"probability must lie in \[0, 1\]; got 90"),
+        ({"conditions": "chaotic", "familiarity": -0.1}, r"familiarity must lie in \[0, 1\]; got -0.1"),
+    ],
+)
+def test_bad_arguments_are_refused(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        LyapunovEarlyStopping(**options)
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "stopper", "told"),
+    [
+        ([], {"conditions": "chaotic"}, r"add LyapunovSpectrumCallback\(prefix='lyapunov'\).*there is none"),
+        ([{"prefix": "a"}], {"conditions": "chaotic"}, "those have 'a'"),
+        ([{}], {"conditions": ["chaotic", "predicted_to_fail"]}, r"\('predicted_to_fail'\) needs scores.*scorer=None"),
+        ([{}], {"monitor": "aelle/performance"}, r"\('aelle/performance'\) needs scores"),
+    ],
+)
+def test_a_trainer_that_cannot_serve_it_is_refused(
+    callbacks: list[dict[str, Any]], stopper: dict[str, Any], told: str
+) -> None:
+    ours = [LyapunovSpectrumCallback(**{"scorer": None, **options}) for options in callbacks]
+    with pytest.raises(MisconfigurationException, match=told):
+        trainer(*ours, LyapunovEarlyStopping(**stopper)).fit(Regressor(), loader(), loader())
+
+
+def test_the_one_of_its_own_prefix_is_read() -> None:
+    stopper = LyapunovEarlyStopping("chaotic", patience=2, prefix="b")
+    ours = [Scripted([0.2], scorer=None, prefix="a"), Scripted([-0.1, -0.1, 0.2], scorer=None, prefix="b")]
+    fit = trainer(stopper, *ours, max_epochs=8)
+    fit.fit(Regressor(), loader(), loader())
+    assert fit.global_step == 12
+
+
+def test_lightning_cli_configures_it(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("jsonargparse")
+    from lightning.pytorch.cli import LightningCLI
+
+    monkeypatch.chdir(tmp_path)
+    name = "--trainer.callbacks+=lightning_lyapunov.stopping.LyapunovEarlyStopping"
+    options = ["--trainer.callbacks.conditions=[chaotic, collapsed]", "--trainer.callbacks.patience=5"]
+    cli = LightningCLI(Regressor, run=False, args=[name, *options])
+    (ours,) = (c for c in cli.trainer.callbacks if isinstance(c, LyapunovEarlyStopping))
+    assert (ours.conditions, ours.patience, ours.prefix) == (["chaotic", "collapsed"], 5, "lyapunov")
+    with pytest.raises(SystemExit):
+        LightningCLI(Regressor, run=False, args=[name, "--trainer.callbacks.conditions=unstable"])
+
+
+# ------------------------------------------------------------------ stock EarlyStopping
+
+
+class Asks(pl.Callback):
+    """Looks for impatient monitors when training starts, and counts the checks they really make per measurement."""
+
+    def __init__(self, ours: LyapunovSpectrumCallback) -> None:
+        self.ours = ours
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        warn_of_impatience(trainer, self.ours)
+
+
+class Counting(EarlyStopping):
+    checks = 0
+
+    def _run_early_stopping_check(self, trainer: pl.Trainer) -> None:
+        self.checks += 1
+
+
+@pytest.mark.parametrize(
+    ("measuring", "options", "ratio"),
+    [
+        ({"every_n_epochs": 3}, {}, 3.0),
+        ({"every_n_epochs": 3}, {"val_check_interval": 0.5}, 6.0),
+        ({"every_n_epochs": 4}, {"check_val_every_n_epoch": 2}, 2.0),
+        ({"every_n_epochs": 3}, {"limit_val_batches": 0}, 3.0),
+        ({"every_n_train_steps": 8}, {}, 2.0),
+        ({"every_n_train_steps": 8}, {"val_check_interval": 1, "check_val_every_n_epoch": None}, 8.0),
+        ({"every_n_train_steps": 4}, {"accumulate_grad_batches": 2}, 2.0),
+        ({"every_n_epochs": 1}, {}, 1.0),
+        ({"every_n_train_steps": 2}, {}, 1.0),  # twice an epoch, checked once
+        ({"every_n_epochs": 1}, {"val_check_interval": 0.25}, 1.0),
+    ],
+)
+def test_a_patience_that_is_eaten_is_told_with_the_one_that_is_needed(
+    measuring: dict[str, Any], options: dict[str, Any], ratio: float, recwarn: Any
+) -> None:
+    """Oracle: the checks made and the measurements taken in twelve epochs."""
+    ours, stopper = Scripted([-0.1], scorer=None, **measuring), Counting("lyapunov/max", patience=1)
+    trainer(ours, stopper, Asks(ours), max_epochs=12, **options).fit(Regressor(), loader(), loader())
+    measured = len(ours.history) - 1  # the one before training is not logged for monitors
+    assert max(1.0, stopper.checks / measured) == pytest.approx(ratio, rel=0.15)
+    told = {str(w.message) for w in recwarn if str(w.message).startswith("EarlyStopping(")}
+    assert len(told) == (ratio > 1)
+    for text in told:
+        assert f"patience={math.ceil(ratio)}; or use LyapunovEarlyStopping(monitor='lyapunov/max', patience=1)" in text
+
+
+@pytest.mark.parametrize(
+    ("monitor", "patience", "warns"),
+    [
+        ("lyapunov/max", 5, True),
+        ("lyapunov/max", 6, False),  # two measurements
+        ("aelle/performance", 5, True),
+        ("lyapunov/rnn.l0/max", 5, True),
+        ("val_loss", 1, False),
+        ("lyapunov_max", 1, False),
+    ],
+)
+def test_only_impatient_monitors_of_our_keys_are_told(monitor: str, patience: int, warns: bool, recwarn: Any) -> None:
+    ours = Scripted([-0.1], every_n_epochs=3)
+    fit = trainer(ours, Asks(ours), Counting(monitor, patience=patience), max_epochs=1)
+    fit.fit(Regressor(), loader(), loader())
+    assert any(str(w.message).startswith("EarlyStopping(") for w in recwarn) == warns
