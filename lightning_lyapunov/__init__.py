@@ -8,12 +8,14 @@ from lightning_lyapunov.spectrum import LyapunovSpectrum, lyapunov_spectrum
 
 if TYPE_CHECKING:
     from lightning_lyapunov.callback import LyapunovSpectrumCallback
+    from lightning_lyapunov.stopping import LyapunovEarlyStopping
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
     # in training
     "LyapunovSpectrumCallback",
+    "LyapunovEarlyStopping",
     # by hand
     "LyapunovSpectrum",
     "lyapunov_spectrum",
@@ -28,9 +30,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Import Lightning only when its callback is asked for: the mathematics needs torch alone."""
+    """Import Lightning only when its callbacks are asked for: the mathematics needs torch alone."""
     if name == "LyapunovSpectrumCallback":
         from lightning_lyapunov.callback import LyapunovSpectrumCallback
 
         return LyapunovSpectrumCallback
+    if name == "LyapunovEarlyStopping":
+        from lightning_lyapunov.stopping import LyapunovEarlyStopping
+
+        return LyapunovEarlyStopping
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

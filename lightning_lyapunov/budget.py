@@ -74,6 +74,10 @@ class Budget:
         # What it took may have been the first time, which also pays for all that is loaded and allocated once.
         return min(seconds * (FIXED + (1 - FIXED) * ratio if ratio < 1 else ratio), self._cost.get(plan, math.inf))
 
+    def allows(self, seconds: float, trained: float) -> bool:
+        """Whether so many more seconds stay within the share of those trained so far."""
+        return self.share is None or self.spent + CARE * seconds <= self.share * trained
+
     def choose(self, whole: Plan, trained: float, *, must: bool = False) -> Plan | None:
         """The largest plan that the budget allows now.
 

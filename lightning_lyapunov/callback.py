@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -16,24 +19,24 @@ from torch import Tensor, nn
 
 from lightning_lyapunov.aelle import AeLLEScore, AeLLEScorer
 from lightning_lyapunov.budget import Budget, Plan
+from lightning_lyapunov.diagnosis import DEAD, FAMILIAR, news
 from lightning_lyapunov.features import spectrum_features
 from lightning_lyapunov.history import History, Measurement, key_of
 from lightning_lyapunov.isolation import measuring
-from lightning_lyapunov.loggers.histogram import log_histogram
-from lightning_lyapunov.probe import Probe, find_layers
+from lightning_lyapunov.loggers.panels import Panels
+from lightning_lyapunov.loggers.trackers import log_histogram
+from lightning_lyapunov.probe import Probe, architecture_of, find_layers
 from lightning_lyapunov.spectrum import Frames, LyapunovSpectrum, lyapunov_spectrum
+from lightning_lyapunov.stopping import warn_of_impatience
 
-FLOOR = -100.0
+FLOOR = DEAD
 """Nats per step. Exponents below, dead directions among them, are logged as this, since a monitor stops on infinity."""
 LONGEST_HORIZON = 1e6
 """Steps. A gradient horizon beyond is logged as this."""
-UNFAMILIAR = 0.3
-"""Familiarity below which a score is told to be little more than a guess."""
+_log = logging.getLogger(__name__)
 _When = Literal["before training", "step", "validation", "epoch"]
 _RECENT = 4
 """Training batches before the end of an epoch that are recorded when no validation will follow."""
-_KINDS = {"rnn": (nn.RNN, nn.RNNCell), "gru": (nn.GRU, nn.GRUCell), "lstm": (nn.LSTM, nn.LSTMCell)}
-"""Torch's layers by the name that scorers know them under."""
 
 
 class LyapunovSpectrumCallback(pl.Callback):
@@ -66,6 +69,10 @@ class LyapunovSpectrumCallback(pl.Callback):
             always before the first update and in the first epoch. None: no bound.
         prefix: First part of the keys. Two instances in one Trainer need different ones.
         histogram: Whether to log the spectrum as a histogram too, where the logger can (TensorBoard, W&B).
+        figures: Draw pictures for the loggers that take them (TensorBoard, W&B) at one measurement out of so many, as
+            far as ``max_overhead`` allows, and when training ends; None: never. They need matplotlib.
+        report: Directory in which to write a page about the run, with pictures and what they mean in words, when the
+            fit ends. It needs matplotlib.
         prog_bar: Whether to show the largest exponent on the progress bar.
         scorer: What predicts from a spectrum how well the network will do: "general", the pretrained one; the path of
             one that was saved; or an :class:`~lightning_lyapunov.AeLLEScorer`. None: no scores.
@@ -147,6 +154,8 @@ class LyapunovSpectrumCallback(pl.Callback):
         max_overhead: float | None = 0.1,
         prefix: str = "lyapunov",
         histogram: bool = True,
+        figures: int | None = 10,
+        report: str | None = None,
         prog_bar: bool = False,
         scorer: str | AeLLEScorer | None = "general",
         performance: str | None = None,
@@ -159,6 +168,7 @@ class LyapunovSpectrumCallback(pl.Callback):
             "interval": interval,
             "every_n_epochs": every_n_epochs,
             "every_n_train_steps": every_n_train_steps,
+            "figures": figures,
         }
         for name, count in counts.items():
             if count is not None and count < 1:
@@ -193,7 +203,7 @@ class LyapunovSpectrumCallback(pl.Callback):
         self.dtype = dtype
         self.every_n_epochs, self.every_n_train_steps = every_n_epochs, every_n_train_steps
         self.max_overhead, self.prefix = max_overhead, prefix
-        self.histogram, self.prog_bar = histogram, prog_bar
+        self.histogram, self.figures, self.report, self.prog_bar = histogram, figures, report, prog_bar
         self.scorer, self.performance, self.performance_range = scorer, performance, performance_range
 
         self.history = History(prefix)
@@ -203,12 +213,14 @@ class LyapunovSpectrumCallback(pl.Callback):
         self._probes: dict[str, _LayerProbes] = {}
         self._told: set[str] = set()
         self._budget = Budget(max_overhead)
+        self._panels = Panels(figures, self._warn_of_logger)
         self._frames: dict[str, Frames] = {}
         self._seconds_at_start = 0.0  # spent measuring before this fit
         self._trained_before = 0.0  # seconds of training before this fit
         self._started: float | None = None
         self._measured_at: tuple[int, int] | None = None  # global step and epoch of the last measurement of this fit
         self._validated: tuple[int, Tensor | None] | None = None  # global step and performance of the last validation
+        self._logged_at = 0  # place of the last measurement on the loggers' axis
 
     # ---------------------------------------------------------------- being a guest
 
@@ -237,6 +249,7 @@ class LyapunovSpectrumCallback(pl.Callback):
             self._tell_once(f"found but not measured: {'; '.join(unsupported)}.", warn=True)
         if trainer.is_global_zero:
             self._load_scorer()
+            self._panels.begin(trainer.loggers, self.prefix)
 
     def _load_scorer(self) -> None:
         """Get the scorer ready, if it can be had."""
@@ -257,7 +270,33 @@ class LyapunovSpectrumCallback(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Take the hooks off also when the fit breaks off: Lightning calls nothing else then."""
+        self._write_report(trainer, pl_module)
         self._release()
+
+    # ---------------------------------------------------------------- at the end
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw the whole run once more: it holds nothing up now."""
+        if trainer.is_global_zero and len(self.history):
+            self._draw(trainer)
+            self._panels.close(trainer.loggers, self.history, self._logged_at)
+        self._write_report(trainer, pl_module)
+
+    def _write_report(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The page about the run, as far as it came."""
+        if self.report is None or not trainer.is_global_zero or not len(self.history):
+            return
+        try:
+            from lightning_lyapunov.report import write_report
+
+            name = type(pl_module).__name__
+            path = Path(self.report) / ("lyapunov.html" if self.prefix == "lyapunov" else f"{self.prefix}.html")
+            settings = {key: value for key, value in vars(self).items() if key in _arguments()}
+            title, latent_map = f"Lyapunov spectrum of {name}", self._panels.map_for(self._scorer)
+            written = write_report(self.history, path, settings=settings, title=title, latent_map=latent_map)
+            self._tell_once(f"wrote {written}", subject=f"report {written}")
+        except Exception as error:
+            self._tell_once(f"the report could not be written: {error}", warn=True, subject="report")
 
     def _release(self) -> None:
         self._trained_before, self._started = self._training_seconds(), None
@@ -329,6 +368,7 @@ class LyapunovSpectrumCallback(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure before the first update, on what the sanity check brought."""
+        warn_of_impatience(trainer, self)
         self._started, self._seconds_at_start = time.perf_counter(), self._budget.spent
         if trainer.global_step == 0 and self._has_recorded(trainer):
             self._measure_and_log(trainer, pl_module, "before training")
@@ -413,6 +453,12 @@ class LyapunovSpectrumCallback(pl.Callback):
             self._measured_at = (trainer.global_step, trainer.current_epoch)
         if metrics is not None:
             self._log(trainer, pl_module, metrics, when)
+            if trainer.is_global_zero:
+                self._tell_news()
+                self._draw_if_due(trainer)
+            for other in trainer.callbacks:  # type: ignore[attr-defined]  # who acts on it, wherever in the list
+                if hasattr(other, "on_lyapunov_measurement"):
+                    other.on_lyapunov_measurement(trainer, self)
 
     def _measure(
         self, trainer: pl.Trainer, when: _When, performance: float | None, plan: Plan
@@ -552,7 +598,7 @@ class LyapunovSpectrumCallback(pl.Callback):
             with measuring(None, torch.device("cpu")), torch.device("cpu"):
                 self.score = self._scorer.score(
                     spectrum,
-                    architecture=_architecture_of(layers),
+                    architecture=architecture_of(layers),
                     hidden_size=max((size for size in sizes if isinstance(size, int)), default=None),
                     updates=updates,
                     performance=performance,
@@ -570,7 +616,7 @@ class LyapunovSpectrumCallback(pl.Callback):
             "stability": self.score.stability,
             "familiarity": self.score.familiarity,
         }
-        if self.score.familiarity < UNFAMILIAR:
+        if self.score.familiarity < FAMILIAR:
             self._tell_once(
                 f"familiarity is {self.score.familiarity:.2f}: the spectrum, the size or the kind of cell is unlike "
                 "the networks that the scorer was fitted on, so what "
@@ -604,7 +650,7 @@ class LyapunovSpectrumCallback(pl.Callback):
             pl_module.log(
                 f"{self.prefix}_max", metrics[shown], on_step=on_step, on_epoch=not on_step, prog_bar=True, logger=False
             )
-        step = _logging_step(trainer, when)
+        step = self._logged_at = _logging_step(trainer, when)
         for logger in trainer.loggers:
             try:
                 if when in ("before training", "step"):
@@ -612,8 +658,35 @@ class LyapunovSpectrumCallback(pl.Callback):
                 if self.histogram and self.spectrum is not None and trainer.is_global_zero:
                     log_histogram(logger, f"{self.prefix}/spectrum", self.spectrum.exponents, step)
             except Exception as error:  # a tracker that is down is no reason to end a run
-                text = f"{type(logger).__name__} refused the measurement ({type(error).__name__}: {error})."
-                self._tell_once(text, warn=True, subject=type(logger).__name__)
+                self._warn_of_logger(logger, error)
+
+    def _tell_news(self) -> None:
+        """Say it in words when a state begins."""
+        for finding in news(self.history):
+            text = f"{self.history[-1].step} updates: {finding.text}"
+            _log.warning(text) if finding.level == "warning" else _log.info(text)
+
+    def _draw_if_due(self, trainer: pl.Trainer) -> None:
+        """Draw pictures if it is time, and if the budget leaves room for them beside the next measurement."""
+        if not self._panels.is_due(trainer.loggers):
+            return
+        needed = self._panels.seconds + self._budget.predicted(self._whole_plan())
+        if self._budget.allows(needed, self._training_seconds()):
+            self._budget.spent += self._draw(trainer)
+
+    def _draw(self, trainer: pl.Trainer) -> float:
+        """Draw, and the seconds it took."""
+        try:
+            with trainer.profiler.profile(f"[{type(self).__name__}]draw"):  # type: ignore[attr-defined]
+                return self._panels.draw(trainer.loggers, self.history, self._logged_at, self._scorer)
+        except Exception as error:
+            self._panels.every = None
+            self._tell_once(f"no pictures are drawn: {error}", warn=not isinstance(error, ImportError))
+            return 0.0
+
+    def _warn_of_logger(self, logger: Any, error: Exception) -> None:
+        text = f"{type(logger).__name__} refused the measurement ({type(error).__name__}: {error})."
+        self._tell_once(text, warn=True, subject=type(logger).__name__)
 
     def _warn(self, error: Exception) -> None:
         self._tell_once(
@@ -681,19 +754,16 @@ class _LayerProbes:
         return order[0] if order[0].has_recorded else order[1]
 
 
+def _arguments() -> set[str]:
+    """What the callback can be told."""
+    return set(inspect.signature(LyapunovSpectrumCallback).parameters)
+
+
 def _state_size(layer: nn.Module) -> int:
     """About the dimension of a layer's state, of all its own layers and directions."""
     size = int(getattr(layer, "hidden_size", 1024))
     parts = 2 if isinstance(layer, nn.LSTM | nn.LSTMCell) else 1
     return size * parts * int(getattr(layer, "num_layers", 1)) * (2 if getattr(layer, "bidirectional", False) else 1)
-
-
-def _architecture_of(layers: Sequence[nn.Module]) -> str:
-    """As scorers know it if all layers are of one kind that they know; else the names of the classes."""
-    for name, kind in _KINDS.items():
-        if all(isinstance(layer, kind) for layer in layers):
-            return name
-    return "+".join(sorted({type(layer).__name__ for layer in layers}))
 
 
 def _logging_step(trainer: pl.Trainer, when: _When) -> int:

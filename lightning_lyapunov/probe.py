@@ -24,6 +24,10 @@ from lightning_lyapunov.trajectory import check_supported
 Parts = tuple[Tensor, ...]
 
 
+_KINDS = {"rnn": (nn.RNN, nn.RNNCell), "gru": (nn.GRU, nn.GRUCell), "lstm": (nn.LSTM, nn.LSTMCell)}
+"""Torch's layers by the name that scorers know them under."""
+
+
 def find_layers(model: nn.Module, names: str | Sequence[str] | None = None) -> tuple[dict[str, nn.Module], list[str]]:
     """The recurrent layers of a model, by the names they are shown under.
 
@@ -68,6 +72,14 @@ def find_layers(model: nn.Module, names: str | Sequence[str] | None = None) -> t
             "cell of your own, (x, state) -> state, is measured when it is named: module='name'."
         )
     return layers, unsupported
+
+
+def architecture_of(layers: Sequence[nn.Module]) -> str:
+    """As scorers know it if all layers are of one kind that they know; else the names of the classes."""
+    for name, kind in _KINDS.items():
+        if all(isinstance(layer, kind) for layer in layers):
+            return name
+    return "+".join(sorted({type(layer).__name__ for layer in layers}))
 
 
 def _shown(name: str) -> str:

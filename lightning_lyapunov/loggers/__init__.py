@@ -1,1 +1,1 @@
-"""How a spectrum looks: histograms in TensorBoard and Weights & Biases, figures of a run."""
+"""How a measurement reaches the loggers: histograms, pictures and a table, in TensorBoard and Weights & Biases."""

@@ -1,0 +1,287 @@
+"""A run on one page: what was measured and what it means, as one HTML file that needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import math
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+
+import lightning_lyapunov
+from lightning_lyapunov.diagnosis import findings, is_chaotic
+from lightning_lyapunov.history import History, Measurement, key_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from lightning_lyapunov.figures import LatentMap
+
+ROWS = 60
+"""Measurements in the table at most, evenly chosen; the first and the last are always among them."""
+LONGEST = 300
+"""Characters of one setting that are shown."""
+DPI = 144
+"""Of pictures written as PNG: sharp on a phone and on paper."""
+UNKNOWN = "–"
+
+LEVELS = {"good": ("✓", "Good"), "note": ("ℹ", "Note"), "warning": ("⚠", "Warning")}
+"""How the level of a finding is shown: never by its colour alone."""
+FIGURES = {
+    "spectrum": (
+        "The spectrum",
+        "All exponents measured, largest first, with their error bars. Above zero perturbations and gradients grow; "
+        "near zero they last; far below they are forgotten within a step or two.",
+    ),
+    "training": (
+        "The spectrum during training",
+        "Above, the largest exponent with a band of two standard errors. Below, each column is one measurement, its "
+        "largest exponent on top: red grows, blue fades.",
+    ),
+    "prediction": (
+        "How well the network is predicted to end",
+        "The scorer's prediction with its 80 % interval, the prediction without the spectrum, which it must beat, and "
+        "what was reached so far.",
+    ),
+    "latent": (
+        "Where the run lies among known networks",
+        "The codes of the bank's networks, coloured by how well they ended, and this run's way through them.",
+    ),
+    "layers": (
+        "Layer by layer",
+        "The largest exponent of each layer: the one furthest above zero explodes, the one furthest below forgets.",
+    ),
+}
+"""Title and caption of each figure."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as the page shows it."""
+
+    title: str
+    caption: str
+    alt: str
+    address: str
+    """A ``data:`` address: the picture itself."""
+
+
+def write_report(
+    history: History,
+    path: str | os.PathLike[str],
+    *,
+    settings: Mapping[str, object] | None = None,
+    title: str = "Lyapunov spectra of a training run",
+    latent_map: LatentMap | None = None,
+) -> Path:
+    """Write one self-contained HTML page: findings in words, figures, measurements, settings, a glossary.
+
+    The page needs no network and no scripts, reads well in light and dark, on a phone and on paper, and stays below
+    2 MB. It is written whole or not at all. Without matplotlib it is written without figures, and says so.
+
+    Args:
+        history: What was measured: :attr:`LyapunovSpectrumCallback.history`.
+        path: The file; its directory is made if need be.
+        settings: What the run was made with, by name; nested mappings are flattened, long values cut.
+        title: Heading of the page.
+        latent_map: That of the scorer that scored the run, :meth:`LatentMap.of_bank`; no such figure if None.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ValueError: If nothing was measured.
+    """
+    if not len(history):
+        raise ValueError("history must hold at least one measurement; got none.")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(files("lightning_lyapunov").joinpath("report.html").read_text("utf-8"))
+    chosen = [history[i] for i in _thinned(len(history))]
+    page = template.render(
+        title=title,
+        written=datetime.now().astimezone(),
+        summary=_summary(history),
+        findings=[(finding, *LEVELS[finding.level]) for finding in findings(history)],
+        pictures=_pictures(history, latent_map),
+        headings=list(_row(history[-1], history.prefix)),
+        rows=[(is_chaotic(m, history.prefix), list(_row(m, history.prefix).values())) for m in chosen],
+        measurements=len(history),
+        settings=[(name, _shortened(value)) for name, value in _flat(settings or {})],
+        versions=_versions(),
+    )
+    return _write(page, Path(path))
+
+
+def _write(page: str, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(page, encoding="utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+# ------------------------------------------------------------------ numbers
+
+
+def _thinned(count: int) -> list[int]:
+    """At most ``ROWS`` of so many indices, evenly, the first and the last among them."""
+    if count <= ROWS:
+        return list(range(count))
+    return [round(i * (count - 1) / (ROWS - 1)) for i in range(ROWS)]
+
+
+def _row(m: Measurement, prefix: str) -> dict[str, str]:
+    """One measurement, by the headings of the table."""
+
+    def get(name: str) -> float:
+        return m.metrics.get(key_of(name, prefix), math.nan)
+
+    low, high = get("aelle/performance_low"), get("aelle/performance_high")
+    interval = "" if math.isnan(low) else f" ({low:.2f} to {high:.2f})"
+    return {
+        "update": f"{m.step:,}",
+        "epoch": str(m.epoch),
+        "λ max ± stderr": _largest(m, prefix),
+        "near zero": _percent(get("near_zero_fraction")),
+        "unstable": _percent(get("unstable_fraction")),
+        "Kaplan–Yorke": _known(get("kaplan_yorke_dimension"), ".1f"),
+        "horizon": _short(get("gradient_horizon")),
+        "predicted skill": _known(get("aelle/performance"), ".2f") + interval,
+        "reached": _known(m.reached, ".2f"),
+        "trusted": _percent(get("trusted_fraction")),
+        "seconds": _known(get("seconds"), ".2f"),
+    }
+
+
+def _summary(history: History) -> list[tuple[str, str, str]]:
+    """Name, value and unit of what the last measurement comes to; only what is known."""
+    last = history[-1]
+    row = _row(last, history.prefix)
+    largest, _, error = row["λ max ± stderr"].partition(" ± ")
+    interval = row["predicted skill"].partition(" ")[2].strip("()")
+    length = "" if last.length is None else f"; the longest sequence has {last.length}"
+    dimension = "" if last.dimension is None else f", of {last.dimension}"
+    facts = [
+        ("Largest exponent", largest, f"± {error} nats per step" if error else "nats per step"),
+        ("Gradient horizon", row["horizon"], f"steps{length}"),
+        ("Directions that remember", row["near zero"], "of the state, |λ| below 0.05"),
+        ("Kaplan–Yorke dimension", row["Kaplan–Yorke"], f"dimensions{dimension}"),
+        (
+            "Predicted final skill",
+            row["predicted skill"].partition(" ")[0],
+            f"80 % interval {interval}" if interval else "0 chance, 1 best",
+        ),
+        ("Skill so far", row["reached"], "0 chance, 1 best"),
+    ]
+    return [fact for fact in facts if fact[1] != UNKNOWN]
+
+
+def _largest(m: Measurement, prefix: str) -> str:
+    """The largest exponent and its standard error; a dead network has none."""
+    largest = float(m.exponents[0])
+    if largest == -math.inf:
+        return "dead (−∞)"
+    error = m.metrics.get(key_of("max_stderr", prefix), math.nan)
+    return _known(largest, "+.3f") + ("" if math.isnan(error) or math.isnan(largest) else f" ± {error:.3f}")
+
+
+def _known(value: float | None, form: str) -> str:
+    """A number with the typographer's minus; a dash where it is not known."""
+    return UNKNOWN if value is None or math.isnan(value) else f"{value:{form}}".replace("-", "−")
+
+
+def _percent(value: float) -> str:
+    return UNKNOWN if math.isnan(value) else f"{100 * value:.0f} %"
+
+
+def _short(value: float) -> str:
+    return _known(value, ",.0f" if abs(value) >= 100 else ".1f")
+
+
+# ------------------------------------------------------------------ pictures
+
+
+def _pictures(history: History, latent_map: LatentMap | None) -> list[Picture] | None:
+    """The figures there is data for; None without matplotlib."""
+    try:
+        from lightning_lyapunov.figures import figures_of
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "matplotlib":
+            raise
+        return None
+    pictures = []
+    for name, figure in figures_of(history, latent_map).items():
+        title, caption = FIGURES.get(name, (name, ""))
+        pictures.append(Picture(title, caption, f"{title}. {_told(name, history)}".strip(), _address(figure)))
+    return pictures
+
+
+def _told(name: str, history: History) -> str:
+    """What a figure shows, for those who cannot see it."""
+    first, last = history[0], history[-1]
+    if name == "spectrum":
+        count, lowest = len(last.exponents), _known(float(last.exponents[-1]), "+.2f")
+        return f"{count} exponents at update {last.step}, from {_largest(last, history.prefix)} down to {lowest}."
+    if name == "training":
+        start, end = (f"{_largest(m, history.prefix)} at update {m.step}" for m in (first, last))
+        return f"Largest exponent: {start}, {end}, in {len(history)} measurements."
+    if name == "prediction":
+        start, end = (_row(m, history.prefix)["predicted skill"] for m in (first, last))
+        return f"Predicted final skill: {start} at update {first.step}, {end} at update {last.step}."
+    if name == "layers":
+        return ", ".join(f"{layer} {_known(top, '+.3f')}" for layer, (top, _) in last.layers.items()) + " at the end."
+    return ""
+
+
+def _address(figure: Figure) -> str:
+    """A figure as SVG or as PNG, whichever is smaller, in a ``data:`` address."""
+    forms: dict[str, dict[str, Any]] = {
+        "svg+xml": {"format": "svg", "metadata": {"Date": None}},
+        "png": {"format": "png", "dpi": DPI},
+    }
+    written = {}
+    for kind, options in forms.items():
+        figure.savefig(buffer := BytesIO(), **options)
+        written[kind] = buffer.getvalue()
+    kind = min(written, key=lambda kind: len(written[kind]))
+    return f"data:image/{kind};base64,{base64.b64encode(written[kind]).decode()}"
+
+
+# ------------------------------------------------------------------ circumstances
+
+
+def _flat(settings: Mapping[str, object], before: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value
+
+
+def _shortened(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
+def _versions() -> dict[str, str]:
+    found = {"lightning-lyapunov": lightning_lyapunov.__version__, "Python": platform.python_version()}
+    for package in ("torch", "lightning", "numpy", "matplotlib"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,285 @@
+"""The page is judged by what a reader and a browser find in it: its words, its pictures, and nothing from elsewhere."""
+
+import base64
+import math
+import re
+import sys
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_lyapunov import report
+from lightning_lyapunov.diagnosis import Finding
+from lightning_lyapunov.history import History, Measurement
+from lightning_lyapunov.report import ROWS, write_report
+
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Page(HTMLParser):
+    """A page taken apart: every tag with its attributes, the text, and whether all that was opened was closed."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """Cells of the table of measurements."""
+        (body,) = re.findall(r"<tbody>(.*?)</tbody>", self.source, re.DOTALL)
+        return [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr.*?</tr>", body, re.DOTALL)]
+
+
+def history(largest: Sequence[float], *, size: int = 6, stderr: float = 0.01, **known: object) -> History:
+    """A run with these largest exponents, ten updates apart; what else is known of each measurement."""
+    made = History()
+    for i, top in enumerate(largest):
+        exponents = torch.linspace(0, -2, size) + top
+        metrics = {"lyapunov/max": max(top, -100.0), "lyapunov/max_stderr": stderr, "lyapunov/seconds": 0.25}
+        made.append(Measurement(10 * i, i, exponents, metrics, **known))  # type: ignore[arg-type]
+    return made
+
+
+def scored(count: int) -> History:
+    """A run of which everything is known, its two layers and its scores."""
+    made = History()
+    for i in range(count):
+        scores = {"performance": 0.7, "performance_low": 0.5, "performance_high": 0.9, "baseline": 0.6}
+        scores |= {"failure_probability": 0.1, "takeoff_probability": 0.8, "stability": 0.9, "familiarity": 0.8}
+        metrics = {
+            "max": -0.1,
+            "max_stderr": 0.02,
+            "near_zero_fraction": 0.25,
+            "unstable_fraction": 0.0,
+            "seconds": 0.5,
+        }
+        metrics |= {"kaplan_yorke_dimension": 0.0, "gradient_horizon": 10.0, "trusted_fraction": 1.0}
+        made.append(
+            Measurement(
+                step=10 * i,
+                epoch=i,
+                exponents=torch.linspace(-0.1, -2, 8),
+                metrics={f"lyapunov/{k}": v for k, v in metrics.items()} | {f"aelle/{k}": v for k, v in scores.items()},
+                stderr=torch.full((8,), 0.02),
+                trusted=torch.ones(8, dtype=torch.bool),
+                dimension=8,
+                length=64,
+                layers={"below": [-0.1, 0.02], "<i>above</i>": [-0.4, 0.02]},
+                latent=torch.zeros(8),
+                reached=0.4,
+            )
+        )
+    return made
+
+
+def written(directory: Path, made: History, *, pictures: bool = False, **options: object) -> Page:
+    """The page of a history; without pictures, which take their time, where a test is about the words."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not pictures:
+            patch.setattr(report, "_pictures", lambda *_: [])
+        return Page(write_report(made, directory / "page.html", **options))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    """A page with everything on it, and whether drawing it touched the random state."""
+    before = torch.random.get_rng_state()
+    page = written(tmp_path_factory.mktemp("whole"), scored(5), pictures=True, title="<i>title</i>")
+    assert torch.equal(before, torch.random.get_rng_state())
+    return page
+
+
+def test_page_needs_nothing_from_elsewhere(whole: Page) -> None:
+    for _, attributes in whole.tags:
+        for name in ("src", "href", "srcset", "action", "data"):
+            assert (attributes.get(name) or "data:").startswith("data:")
+    assert not whole.all("script")
+    assert not whole.all("link")
+    assert "url(" not in whole.source
+    assert "@import" not in whole.source
+
+
+def test_pictures_are_whole_and_described(whole: Page) -> None:
+    pictures = whole.all("img")
+    assert len(pictures) >= 3
+    for picture in pictures:
+        kind, content = re.fullmatch(r"data:image/(png|svg\+xml);base64,(.*)", picture["src"] or "").groups()  # type: ignore[union-attr]
+        data = base64.b64decode(content, validate=True)
+        assert data.startswith(b"\x89PNG") if kind == "png" else data.rstrip().endswith(b"</svg>")
+        assert len(picture["alt"] or "") > 20
+
+
+def test_meaning_comes_first_and_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [Finding(level, level, f"This is {level}.") for level in ("warning", "note", "good")]  # type: ignore[arg-type]
+    monkeypatch.setattr(report, "findings", lambda history: found)
+    page = written(tmp_path, history([0.1, 0.2]))
+    places = [page.text.index(words) for words in ("Warning", "Note", "Good", "Figures", "Measurements")]
+    assert places == sorted(places)
+    for finding in found:
+        assert finding.text in page.text
+
+
+def test_a_chaotic_run_is_told_so(tmp_path: Path) -> None:
+    page = written(tmp_path, history([0.1, 0.2, 0.3], length=64))
+    assert "Warning" in page.text.partition("Figures")[0]
+
+
+def test_no_findings_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "findings", lambda history: [])
+    assert "Nothing stands out" in written(tmp_path, history([0.1])).text
+
+
+def test_everything_from_outside_is_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of layers, settings, findings and the title are text, whatever they hold."""
+    evil = '"><script>alert(1)</script>'
+    monkeypatch.setattr(report, "findings", lambda history: [Finding("x", "note", f"finding {evil}")])
+    options = {"title": f"title {evil}", "settings": {f"name {evil}": f"value {evil}"}}
+    page = written(tmp_path, scored(3), **options)
+    assert not page.all("script")
+    for where in ("title", "name", "value", "finding"):
+        assert f"{where} {evil}" in page.text
+
+
+def test_names_of_layers_are_escaped(whole: Page) -> None:
+    assert not whole.all("i")
+    assert any("<i>above</i>" in (picture["alt"] or "") for picture in whole.all("img"))
+
+
+def test_table_is_thinned_to_both_ends(tmp_path: Path) -> None:
+    page = written(tmp_path, history([-0.1] * 200))
+    steps = [int(row[0].replace(",", "")) for row in page.rows]
+    assert len(steps) == ROWS
+    assert (steps[0], steps[-1]) == (0, 1990)
+    assert steps == sorted(set(steps))
+    assert f"{ROWS} of 200 measurements" in page.text
+
+
+def test_short_tables_are_whole(tmp_path: Path) -> None:
+    page = written(tmp_path, history([-0.1] * 7))
+    assert [row[0] for row in page.rows] == ["0", "10", "20", "30", "40", "50", "60"]
+    assert " of 7 measurements" not in page.text
+
+
+def test_row_says_what_was_measured(tmp_path: Path) -> None:
+    (row,) = written(tmp_path, scored(1)).rows
+    assert row == [
+        "0", "0", "−0.100 ± 0.020", "25 %", "0 %", "0.0", "10.0", "0.70 (0.50 to 0.90)", "0.40", "100 %", "0.50",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("made", [scored(1), history([0.1])])
+def test_pictures_of_one_measurement(tmp_path: Path, made: History) -> None:
+    assert written(tmp_path, made, pictures=True).all("img")
+
+
+@pytest.mark.parametrize(("largest", "shown"), [(-math.inf, "dead (−∞)"), (math.nan, "–"), (0.5, "+0.500 ± 0.010")])
+def test_one_measurement_without_scores(tmp_path: Path, largest: float, shown: str) -> None:
+    """What is not known is a dash, never a number."""
+    (row,) = written(tmp_path, history([largest], size=2)).rows
+    assert row == ["0", "0", shown, "–", "–", "–", "–", "–", "–", "–", "0.25"]
+
+
+def test_only_what_is_beyond_its_error_is_marked_chaotic(tmp_path: Path) -> None:
+    page = written(tmp_path, history([0.15, 0.25], stderr=0.1))
+    assert [row.get("class") for row in page.all("tr")[1:3]] == [None, "chaotic"]
+
+
+def test_another_prefix(tmp_path: Path) -> None:
+    made = History("teacher")
+    made.append(
+        Measurement(3, 0, torch.tensor([0.25]), {"teacher/max_stderr": 0.125, "teacher/aelle/performance": 0.5})
+    )
+    (row,) = written(tmp_path, made).rows
+    assert (row[2], row[7]) == ("+0.250 ± 0.125", "0.50")
+
+
+def test_settings_are_flattened_and_cut(tmp_path: Path) -> None:
+    page = written(tmp_path, history([0.1]), settings={"model": {"hidden": 64}, "long": "x" * 5000, "none": None})
+    assert "model.hidden" in page.text
+    assert "x" * report.LONGEST + "…" in page.text
+    assert "x" * (report.LONGEST + 1) not in page.text
+
+
+def test_versions_are_told(tmp_path: Path) -> None:
+    assert f"torch {torch.__version__}" in written(tmp_path, history([0.1])).text
+
+
+def test_longest_history_stays_under_two_megabytes(tmp_path: Path) -> None:
+    made = History()
+    generator = torch.Generator().manual_seed(0)
+    for i in range(300):
+        exponents = torch.randn(256, generator=generator).sort(descending=True).values
+        made.append(Measurement(i, i, exponents, {"lyapunov/max": float(exponents[0])}, stderr=exponents.abs() / 9))
+    assert write_report(made, tmp_path / "page.html").stat().st_size < 2e6
+
+
+def test_page_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_report(history([0.1]), tmp_path / "new" / "page.html", title="first")
+    assert [file.name for file in path.parent.iterdir()] == ["page.html"]
+
+    def full(self: Path, text: str, **options: object) -> int:
+        with open(self, "w") as file:
+            file.write(text[:100])
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(report, "_pictures", lambda *_: [])
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="no space"):
+        write_report(history([0.1]), path, title="second")
+    assert [file.name for file in path.parent.iterdir()] == ["page.html"]
+    assert "first" in Page(path).text
+
+
+def test_without_matplotlib_the_words_remain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("lightning_lyapunov.figures")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    page = written(tmp_path, history([0.1]), pictures=True)
+    assert "lightning-lyapunov[plot]" in page.text
+    assert not page.all("img")
+
+
+def test_nothing_measured_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least one measurement"):
+        write_report(History(), tmp_path / "page.html")
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of #rrggbb as WCAG 2 defines it."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_every_colour_of_text_has_the_contrast_that_wcag_asks_for(tmp_path: Path) -> None:
+    """4.5 to 1 on page and panel, in light, in dark and on paper (WCAG 2, criterion 1.4.3)."""
+    schemes = re.findall(r":root \{(.*?)\}", written(tmp_path, history([0.1])).source, re.DOTALL)
+    assert len(schemes) == 3
+    for scheme in schemes:
+        colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", scheme))
+        for ground in ("page", "panel"):
+            for text in ("text", "faint", "good", "note", "warning"):
+                dark, light = sorted((luminance(colours[ground]), luminance(colours[text])))
+                assert (light + 0.05) / (dark + 0.05) >= 4.5, (ground, text)
