@@ -3,27 +3,81 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 from lightning_lyapunov.bank.build import build, plan, smoke_plan
 from lightning_lyapunov.bank.records import collect
 
+Backend = Literal["loky", "ray", "dask"]
+
+
+def build_bank(
+    directory: Path,
+    *,
+    compact: Path | None = None,
+    jobs: int = -1,
+    smoke: bool = False,
+    backend: Backend = "loky",
+) -> None:
+    """Train the bank's networks that are missing, then write one compact file of all: hours.
+
+    Interrupted at any moment, the same command goes on.
+
+    Args:
+        directory: Where the records of populations are, and go; on a cluster, a place that all machines share.
+        compact: File for the finished bank; DIRECTORY.safetensors if left out.
+        jobs: Processes; as many as there are cores if -1.
+        smoke: Thirty tiny networks only; give them a DIRECTORY of their own.
+        backend: Who runs them: loky, processes of this machine; ray or dask, the cluster that RAY_ADDRESS or
+            DASK_SCHEDULER_ADDRESS names, else one on this machine.
+    """
+    with _backend(backend):
+        build(smoke_plan() if smoke else plan(), directory, jobs)
+    bank = collect(directory)
+    compact = compact or directory.with_suffix(".safetensors")
+    bank.save(compact)
+    families = len(set(bank.column("family")))
+    print(f"{len(bank)} networks, {len(bank.best)} tasks of {families} families: {compact}")
+
+
+def _backend(name: Backend) -> AbstractContextManager[Any]:
+    """The backend that joblib knows by a name; the cluster is found, or begun, by its own package."""
+    import joblib
+
+    if name == "loky":
+        return nullcontext()
+    try:
+        if name == "ray":
+            from ray.util.joblib.ray_backend import RayBackend
+
+            class Ray(RayBackend):  # type: ignore[misc, unused-ignore]
+                supports_return_generator = True  # its pool calls back as results come, unlike that of multiprocessing
+
+            joblib.register_parallel_backend("ray", Ray)
+        else:
+            from dask.distributed import Client
+
+            Client()  # joblib uses the latest
+    except ModuleNotFoundError as error:
+        needed = "'lightning-lyapunov[ray]'" if name == "ray" else "'dask[distributed]'"
+        raise ModuleNotFoundError(
+            f"backend {name!r} needs {error.name}, which is not installed: pip install {needed}.", name=error.name
+        ) from error
+    return joblib.parallel_config(name)
+
 
 def main() -> None:
-    """Train what is missing, then write one compact file."""
+    """Command line."""
     parser = argparse.ArgumentParser(prog="python -m lightning_lyapunov.bank", description=__doc__)
     parser.add_argument("directory", type=Path, help="where the records of populations are, and go")
     parser.add_argument("--compact", type=Path, help="file for the finished bank (default: DIRECTORY.safetensors)")
     parser.add_argument("--jobs", type=int, default=-1, help="processes; as many as there are cores if left out")
     parser.add_argument("--smoke", action="store_true", help="thirty tiny networks only; give them their own DIRECTORY")
+    parser.add_argument("--backend", choices=get_args(Backend), default="loky", help="who runs them: default loky")
     args = parser.parse_args()
-
-    build(smoke_plan() if args.smoke else plan(), args.directory, args.jobs)
-    bank = collect(args.directory)
-    compact = args.compact or args.directory.with_suffix(".safetensors")
-    bank.save(compact)
-    families = len(set(bank.column("family")))
-    print(f"{len(bank)} networks, {len(bank.best)} tasks of {families} families: {compact}")
+    build_bank(args.directory, compact=args.compact, jobs=args.jobs, smoke=args.smoke, backend=args.backend)
 
 
 if __name__ == "__main__":

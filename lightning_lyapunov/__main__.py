@@ -1,0 +1,7 @@
+"""The command line: ``python -m lightning_lyapunov`` is ``lightning-lyapunov``."""
+
+import sys
+
+from lightning_lyapunov.cli import main
+
+sys.exit(main())

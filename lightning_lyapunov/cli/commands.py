@@ -1,0 +1,223 @@
+"""The commands: the arguments of these functions are the options, their docstrings the help."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from lightning_lyapunov.cli.measuring import measured
+from lightning_lyapunov.cli.reading import array_of, existing, history_of, loaded, network_of, scorer_of, spectrum_of
+from lightning_lyapunov.cli.writing import facts_of, plain, table_of, tell, write, write_figure
+from lightning_lyapunov.probe import find_layers
+
+SCORES = {
+    "performance": "predicted final skill",
+    "low": "  lower end of its 80 % interval",
+    "high": "  upper end",
+    "baseline": "the same without the spectrum",
+    "failure_probability": "probability that it never learns",
+    "takeoff_probability": "probability that it takes off",
+    "stability": "probability that it ends stable",
+    "familiarity": "familiarity, 0 strange to 1 familiar",
+}
+
+
+def spectrum(
+    file: Path,
+    inputs: Path,
+    *,
+    model: str | None = None,
+    init: dict[str, Any] | None = None,
+    module: str | list[str] | None = None,
+    feed: Literal["model", "layer"] = "model",
+    k: int | None = None,
+    transient: int | None = None,
+    interval: int | None = None,
+    dtype: Literal["float32", "float64"] | None = None,
+    format: Literal["table", "json", "figure"] = "table",
+    output: Path | None = None,
+    trust_pickle: bool = False,
+) -> None:
+    """Measure the Lyapunov spectrum of a trained network.
+
+    Args:
+        file: A Lightning checkpoint or a file of weights, with --model; or a module that torch.save wrote, with
+            --trust-pickle.
+        inputs: What drives the network, .npy or .pt: what its forward takes, as (T, B, I) or batch first.
+        model: Import path of its class, as pkg.mod:Class; also of a plain module, as torch.nn:LSTM.
+        init: Arguments of that class which the checkpoint does not know, as '{"hidden": 64}' or --init.hidden 64.
+        module: Name of the recurrent layer, or a list of them; all that torch knows if left out.
+        feed: Whether the inputs go through the model, and so reach the layer as in training, or to the layer itself.
+        k: Number of leading exponents; the whole spectrum if left out.
+        transient: Steps that settle and do not count; a quarter, at most 32, if left out.
+        interval: Steps between reorthonormalisations; chosen by the precision law if left out.
+        dtype: Arithmetic of the tangent vectors; chosen by the precision law if left out.
+        format: A table for people, JSON for programs, a figure (PNG).
+        output: Where to write it; standard output if left out.
+        trust_pickle: Let the file run code while it is read, as pickles do. Only for files whose origin you trust.
+    """
+    if format == "figure" and output is None and sys.stdout.isatty():
+        raise ValueError("output: a figure is no text for a terminal; give --output FILE.png.")
+    with contextlib.redirect_stdout(sys.stderr):  # whatever the user's own code has to say
+        network, updates = network_of(file, model, init or {}, trust_pickle)
+        layers, unsupported = find_layers(network.eval(), module)
+        for line in unsupported:
+            tell(f"found but not measured: {line}")
+        result = measured(network, layers, array_of(inputs), feed, k, transient, interval, dtype)
+    if math.isnan(result.exponents[0]):
+        raise ArithmeticError("the largest exponent is NaN: the states of the network overflow along its inputs.")
+    if format == "figure":
+        write_figure(result, updates, output)
+    elif format == "json":
+        write(json.dumps(plain(facts_of(result, layers, updates)), allow_nan=False), output)
+    else:
+        write("\n".join(table_of(result)), output)
+
+
+def score(
+    file: Path,
+    *,
+    architecture: str | None = None,
+    hidden_size: int | None = None,
+    updates: int | None = None,
+    performance: float | None = None,
+    scorer: str = "general",
+    format: Literal["table", "json"] = "table",
+    output: Path | None = None,
+) -> None:
+    """Predict from a spectrum how well its network will end.
+
+    Args:
+        file: What "spectrum --format json" wrote, or a JSON list of all exponents in nats per step; - reads standard
+            input.
+        architecture: Kind of cell: rnn, gru, lstm, or another; what the file says if left out.
+        hidden_size: Hidden units; what the file says if left out.
+        updates: Updates made so far; what the file says if left out.
+        performance: Skill reached so far, 0 by chance and 1 at best; for a scorer of your own, in its unit.
+        scorer: general, or the file of a scorer of your own.
+        format: A table for people, JSON for programs.
+        output: Where to write it; standard output if left out.
+    """
+    measured, known = spectrum_of(file)
+    said = scorer_of(scorer).score(
+        measured,
+        architecture=architecture or known.get("architecture"),
+        hidden_size=hidden_size or known.get("hidden_size"),
+        updates=known.get("updates") if updates is None else updates,
+        performance=performance,
+    )
+    if format == "json":
+        values = {field.name: getattr(said, field.name) for field in fields(said)}
+        write(json.dumps(plain(values), allow_nan=False), output)
+    else:
+        width = max(map(len, SCORES.values()))
+        write("\n".join(f"{text:<{width}}   {getattr(said, name):.3f}" for name, text in SCORES.items()), output)
+
+
+def report(
+    checkpoint: Path,
+    *,
+    output: Path | None = None,
+    prefix: str | None = None,
+    title: str | None = None,
+    scorer: str = "general",
+    trust_pickle: bool = False,
+) -> None:
+    """Write the HTML report of a run, from a checkpoint of it.
+
+    Args:
+        checkpoint: A checkpoint of a Trainer that had a LyapunovSpectrumCallback.
+        output: The page; beside the checkpoint if left out.
+        prefix: Which callback's history, where there were several.
+        title: Heading of the page.
+        scorer: What scored the run, for its place among known networks: general, or the file of a scorer of your own.
+        trust_pickle: Let the file run code while it is read, as pickles do. Only for files whose origin you trust.
+    """
+    from lightning_lyapunov.figures import LatentMap
+    from lightning_lyapunov.report import write_report
+
+    content = loaded(checkpoint, trust_pickle)
+    history = history_of(content, checkpoint, prefix)
+    settings = {
+        "checkpoint": checkpoint.name,
+        **{name: content[name] for name in ("epoch", "global_step") if name in content},
+        **dict(content.get("hyper_parameters", {})),
+    }
+    page = write_report(
+        history,
+        output or checkpoint.with_suffix(".html"),
+        settings=settings,
+        title=title or f"Lyapunov spectra of {checkpoint.stem}",
+        latent_map=LatentMap.of_bank(scorer_of(scorer)) if any(m.latent is not None for m in history) else None,
+    )
+    print(page)
+
+
+def bank_fit(bank: Path, weights: Path, *, seed: int = 0) -> None:
+    """Fit a scorer on a bank, as the general one was fitted: minutes to an hour.
+
+    Args:
+        bank: Compact file of the bank.
+        weights: File for the scorer; --scorer takes it, and so does the callback.
+        seed: Of everything random.
+    """
+    from lightning_lyapunov.bank.evaluation import Table, development
+    from lightning_lyapunov.bank.population import CHECKPOINTS
+    from lightning_lyapunov.bank.records import Bank
+    from lightning_lyapunov.bank.report import fit_general
+
+    table = development(Table.of(Bank.load(existing(bank))))
+    scorer = fit_general(table, seed=seed, checkpoints=list(CHECKPOINTS))
+    scorer.save(weights)
+    print(f"fitted on {len(table)} rows of {scorer.card['networks']} networks: {weights}")
+
+
+def bank_report(
+    bank: Path,
+    *,
+    weights: Path = Path("runs/bank/general.safetensors"),
+    page: Path = Path("runs/bank/report.md"),
+    picture: Path = Path("runs/bank/report.png"),
+) -> None:
+    """Fit the general scorer on a bank, evaluate it and write the report: an hour.
+
+    Args:
+        bank: Compact file of the bank.
+        weights: File for the scorer.
+        page: File for the report, Markdown.
+        picture: File for its figure, PNG.
+    """
+    from lightning_lyapunov.bank.records import Bank
+    from lightning_lyapunov.bank.report import write_report
+
+    write_report(Bank.load(existing(bank)), weights, page, picture)
+
+
+def demo(
+    directory: Path = Path("lightning_logs"),
+    *,
+    hidden: int = 32,
+    gain: float | None = None,
+    epochs: int = 8,
+    seed: int = 0,
+) -> None:
+    """Train a small LSTM for half a minute, and watch its spectrum.
+
+    Args:
+        directory: Where TensorBoard's files and the report go.
+        hidden: Hidden units.
+        gain: Scale of the initial recurrent weights, as 3 for a chaotic beginning; PyTorch's own if left out.
+        epochs: Epochs of 300 updates each.
+        seed: Of weights and sequences.
+    """
+    from lightning_lyapunov.demo import run
+
+    torch.set_num_threads(1)  # for so small a network threads cost more than they bring
+    run(directory, hidden=hidden, gain=gain, epochs=epochs, seed=seed)

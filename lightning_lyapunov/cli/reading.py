@@ -1,0 +1,165 @@
+"""What the command line reads: networks, inputs, checkpoints and spectra; without trust nothing that could run code."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import math
+import pickle
+import sys
+from ast import literal_eval
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_lyapunov.aelle import AeLLEScorer
+from lightning_lyapunov.cli.writing import one_line
+from lightning_lyapunov.history import History
+from lightning_lyapunov.spectrum import LyapunovSpectrum
+
+
+def existing(file: Path) -> Path:
+    """A path, which must be that of a file."""
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {file}.")
+    return file
+
+
+def loaded(file: Path, trust_pickle: bool) -> Any:
+    """What ``torch.save`` wrote; without trust tensors and plain values only."""
+    try:
+        return torch.load(existing(file), map_location="cpu", weights_only=not trust_pickle)
+    except pickle.UnpicklingError as error:
+        if trust_pickle:
+            raise ValueError(f"{file} is no file of torch.save.") from error
+        raise ValueError(
+            f"{file} holds more than tensors and plain values, or is no file of torch.save. To read it would run code "
+            "in it: if you trust where it comes from, add --trust-pickle."
+        ) from error
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{file} holds objects of classes that cannot be imported from here: {error}.") from error
+    except (RuntimeError, EOFError) as error:
+        raise ValueError(f"{file} is no file that torch.save wrote whole: {one_line(error)}") from error
+
+
+def network_of(
+    file: Path, model: str | None, init: Mapping[str, Any], trust_pickle: bool
+) -> tuple[nn.Module, int | None]:
+    """The network of a checkpoint, of a file of weights, or a whole module; and its updates where the file knows."""
+    if model is None:
+        if not trust_pickle:
+            raise ValueError(
+                f"model: give --model pkg.mod:Class, the class whose weights are in {file}; or, if the file is a whole "
+                "module whose origin you trust, add --trust-pickle: to read it runs code in it."
+            )
+        network = loaded(file, trust_pickle)
+        if not isinstance(network, nn.Module):
+            raise ValueError(f"model: {file} holds no module but {type(network).__name__}; give --model pkg.mod:Class.")
+        return network, None
+    made_by, content = _imported(model), loaded(file, trust_pickle)
+    try:
+        if hasattr(made_by, "load_from_checkpoint") and "state_dict" in content:
+            # Older releases do not know the option: they read pickles, but this file has just shown that it is none.
+            knows = "weights_only" in inspect.signature(made_by.load_from_checkpoint).parameters
+            options = {"weights_only": not trust_pickle} if knows else {}
+            network = made_by.load_from_checkpoint(file, map_location="cpu", **options, **init)
+        else:
+            network = made_by(**init)
+            network.load_state_dict(content.get("state_dict", content))
+        return network, content.get("global_step")
+    except (TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise ValueError(
+            f"{model} could not be made from {file}: {one_line(error)} Arguments that the file does not know are "
+            """given as --init '{"name": value}'."""
+        ) from error
+
+
+def _imported(model: str) -> Any:
+    """The class of an import path, which may be a module of the working directory."""
+    where, _, name = model.replace(":", ".").rpartition(".")
+    try:
+        found = getattr(importlib.import_module(where), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"model must be an import path as pkg.mod:Class; {model!r}: {error}.") from error
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise ValueError(f"model must be a class of modules; {model!r} is {found!r}.")
+    return found
+
+
+def array_of(file: Path) -> Tensor:
+    """One array of at least two axes, from .npy or .pt."""
+    if existing(file).suffix == ".npy":
+        import numpy as np
+
+        values: Any = torch.from_numpy(np.load(file, allow_pickle=False))
+    else:
+        values = loaded(file, trust_pickle=False)
+    if not isinstance(values, Tensor) or values.dim() < 2:
+        what = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"inputs must be one array, (T, B, I) or batch first; {file} holds {what}.")
+    return values
+
+
+def history_of(content: Any, file: Path, prefix: str | None) -> History:
+    """The history of the callback with a prefix, or of the only one."""
+    states = content.get("callbacks", {}) if isinstance(content, dict) else {}
+    name = "LyapunovSpectrumCallback"
+    found = {
+        literal_eval(key.removeprefix(name))["prefix"]: state["history"]
+        for key, state in states.items()
+        if key.startswith(f"{name}{{")
+    }
+    if not found:
+        raise ValueError(f"checkpoint: {file} has no state of a {name}; was the Trainer given one?")
+    if prefix is None and len(found) == 1:
+        (prefix,) = found
+    if prefix is None or prefix not in found:
+        asked = "" if prefix is None else f"; got {prefix!r}"
+        raise ValueError(f"prefix must be one of those in {file}, {', '.join(found)}{asked}.")
+    history = History(prefix)
+    history.load_state_dict(found[prefix])
+    if not len(history):
+        raise ValueError(f"checkpoint: {file} was written before the first measurement.")
+    return history
+
+
+def spectrum_of(file: Path) -> tuple[LyapunovSpectrum | Tensor, Mapping[str, Any]]:
+    """A spectrum and what is known of its network, out of JSON."""
+    try:
+        content = json.loads(sys.stdin.read() if str(file) == "-" else existing(file).read_text("utf-8"))
+        if isinstance(content, list):
+            return _numbers(content), {}
+        exponents = _numbers(content["exponents"])
+        unknown = exponents.new_full((content["sequences"], len(exponents)), math.nan)
+        result = LyapunovSpectrum(
+            exponents=exponents,
+            stderr=_numbers(content["stderr"]),
+            per_sequence=unknown,
+            trusted=torch.tensor(content["trusted"], dtype=torch.bool),
+            dtype=getattr(torch, content["dtype"]),
+            volume_rate=_number(content["volume_rate"]),
+            **{name: content[name] for name in ("dimension", "steps", "sequences", "transient", "interval", "driven")},
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f'file must hold what "spectrum --format json" writes, or a JSON list of exponents; {file}: '
+            f"{type(error).__name__}: {one_line(error)}"
+        ) from error
+    return result, content
+
+
+def scorer_of(name: str) -> AeLLEScorer:
+    """The general scorer, or one from a file."""
+    return AeLLEScorer.from_pretrained() if name == "general" else AeLLEScorer.load(name)
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _numbers(values: list[Any]) -> Tensor:
+    return torch.tensor([_number(value) for value in values], dtype=torch.float64)

@@ -1,0 +1,430 @@
+"""Commands are run as typed, in this process where that is enough; what they say is compared with the functions."""
+
+import json
+import math
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from fits import Regressor, loader, trainer
+from torch import nn
+
+import lightning_lyapunov.demo
+from lightning_lyapunov import AeLLEScorer, LyapunovSpectrum, LyapunovSpectrumCallback, lyapunov_spectrum
+from lightning_lyapunov.bank import __main__ as bank
+from lightning_lyapunov.cli import main
+from lightning_lyapunov.cli.entry import FAILED, INTERRUPTED, OK, USAGE
+
+LN_Z = -math.log1p(math.exp(-1.0))
+
+MODEL = """
+import os
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+
+
+class Net(pl.LightningModule):
+    def __init__(self, size: int = 4) -> None:
+        super().__init__()
+        print("whatever the user's code says")
+        self.save_hyperparameters()
+        self.below = nn.Linear(3, 5)
+        self.rnn = nn.LSTM(5, size, batch_first=True)
+
+    def forward(self, x):
+        return self.rnn(self.below(x))[0]
+
+
+class Touch:
+    def __reduce__(self):
+        return os.mkdir, ("touched",)
+"""
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's working directory: a module of theirs, files of weights, inputs, a checkpoint of a run."""
+    home = tmp_path_factory.mktemp("work")
+    (home / "their_model.py").write_text(MODEL)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        x = torch.randn(6, 24, 3)
+        np.save(home / "x.npy", x.numpy())
+        torch.save(x, home / "x.pt")
+
+        gru = nn.GRU(1, 3)
+        with torch.no_grad():
+            for weight in gru.parameters():
+                weight.zero_()
+            gru.bias_ih_l0[3:6] = 1.0  # of the update gate z: h' = (1 - z) n + z h, each exponent is ln z
+        torch.save(gru.state_dict(), home / "gru.pt")
+        torch.save(gru, home / "gru_module.pt")
+        np.save(home / "zeros.npy", np.zeros((20, 2, 1)))
+
+        rnn = nn.RNN(1, 2, nonlinearity="relu")
+        nn.init.constant_(rnn.bias_ih_l0, -1.0)
+        nn.init.zeros_(rnn.weight_hh_l0)  # no way from a state to the next: all directions are dead
+        torch.save(rnn.state_dict(), home / "dead.pt")
+
+        callback = LyapunovSpectrumCallback(k=4)
+        fit = trainer(callback)
+        fit.fit(Regressor(), loader(), loader())
+        fit.save_checkpoint(home / "fit.ckpt")
+    return home
+
+
+@pytest.fixture(scope="module")
+def checkpoint(directory: Path) -> Path:
+    """Of the user's own module, made by running their file."""
+    made: dict[str, Any] = {"__name__": "their_model"}
+    exec((directory / "their_model.py").read_text(), made)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        net = made["Net"](size=6)
+    fit = trainer()
+    fit.strategy.connect(net)
+    fit.save_checkpoint(directory / "net.ckpt", weights_only=True)
+    return directory / "net.ckpt"
+
+
+Run = Callable[..., SimpleNamespace]
+
+
+@pytest.fixture
+def run(directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Run a command in the user's directory: its exit code and both streams."""
+    monkeypatch.chdir(directory)
+
+    def run(*words: str) -> SimpleNamespace:
+        capsys.readouterr()
+        code = main(words)
+        out, err = capsys.readouterr()
+        return SimpleNamespace(code=code, out=out, err=err)
+
+    yield run
+    sys.modules.pop("their_model", None)
+
+
+def read(text: str) -> Any:
+    """JSON as the standard has it: NaN and Infinity are no part of it."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+GRU = ("spectrum", "gru.pt", "zeros.npy", "--model", "torch.nn:GRU", "--init", '{"input_size": 1, "hidden_size": 3}')
+NET = ("spectrum", "net.ckpt", "x.npy", "--model", "their_model:Net")
+DEAD = '{"input_size": 1, "hidden_size": 2, "nonlinearity": "relu"}'
+
+
+# ---------------------------------------------------------------- spectrum
+
+
+def test_spectrum_of_known_exponents(run: Run) -> None:
+    """Without recurrent weights a GRU forgets at the rate ln z of its constant gate."""
+    done = run(*GRU, "--format", "json")
+    assert done.code == OK
+    said = read(done.out)
+    assert said["exponents"] == pytest.approx([LN_Z] * 3, rel=1e-6)
+    assert said["features"]["gradient_horizon"] == pytest.approx(-1 / LN_Z)
+    assert (said["architecture"], said["hidden_size"], said["dimension"]) == ("gru", 3, 3)
+    assert (said["steps"], said["transient"], said["sequences"]) == (15, 5, 2)
+
+
+def direct(directory: Path, k: int) -> LyapunovSpectrum:
+    """The spectrum of the same weights by the function: the layer sees what the layer below makes of the inputs."""
+    weights = torch.load(directory / "net.ckpt", weights_only=True)["state_dict"]
+    below, rnn = nn.Linear(3, 5), nn.LSTM(5, 6, batch_first=True)
+    for name, module in (("below.", below), ("rnn.", rnn)):
+        module.load_state_dict({key.removeprefix(name): w for key, w in weights.items() if key.startswith(name)})
+    return lyapunov_spectrum(rnn, below(torch.from_numpy(np.load(directory / "x.npy"))).detach(), k=k, transient=6)
+
+
+def test_inputs_go_through_the_model(run: Run, checkpoint: Path, directory: Path) -> None:
+    said = read(run(*NET, "--format", "json", "--k", "3").out)
+    assert said["exponents"] == pytest.approx(direct(directory, 3).exponents.tolist(), rel=1e-4, abs=1e-5)
+
+
+def test_inputs_go_to_the_layer_itself(run: Run, checkpoint: Path) -> None:
+    refused = run(*NET, "--feed", "layer")
+    assert refused.code == USAGE
+    assert "5 wide" in refused.err
+
+
+def test_npy_and_pt_say_the_same(run: Run, checkpoint: Path) -> None:
+    assert run(*NET, "--format", "json").out == run(*NET[:2], "x.pt", *NET[3:], "--format=json").out
+
+
+def test_only_results_go_to_standard_output(run: Run, checkpoint: Path) -> None:
+    done = run(*NET, "--format", "json")
+    read(done.out)
+    assert "whatever the user's code says" in done.err
+
+
+def test_dead_directions_are_minus_infinity_and_unknown_is_null(run: Run) -> None:
+    done = run("spectrum", "dead.pt", "zeros.npy", "--model", "torch.nn:RNN", "--init", DEAD, "--format", "json")
+    said = read(done.out)
+    assert said["exponents"] == ["-inf", "-inf"]
+    assert said["stderr"] == [None, None]
+
+
+def test_table_names_units_and_leaves_out_the_middle(run: Run, checkpoint: Path) -> None:
+    lines = run(*NET).out.splitlines()
+    assert lines[0].startswith("12 of 12 exponents, 6 sequences, 18 steps after a transient of 6")
+    assert any(line.startswith("largest exponent") and line.endswith("nats/step") for line in lines)
+    assert [line.split()[0] for line in lines[-12:]] == [str(i) for i in range(1, 13)]
+
+
+def test_long_table_says_how_much_it_leaves_out(run: Run) -> None:
+    init = '{"input_size": 1, "hidden_size": 40}'
+    torch.save(nn.GRU(1, 40).state_dict(), "long.pt")
+    lines = run("spectrum", "long.pt", "zeros.npy", "--model", "torch.nn:GRU", "--init", init).out.splitlines()
+    numbered = [line.split()[0] for line in lines[lines.index("    i    exponent      stderr   trusted") + 1 :]]
+    assert numbered == [*map(str, range(1, 13)), "…", *map(str, range(37, 41))]
+    assert "24 more" in lines[-5]
+
+
+def test_figure_is_a_picture(run: Run, tmp_path: Path) -> None:
+    done = run(*GRU, "--format", "figure", "--output", str(tmp_path / "new" / "s.png"))
+    assert (done.code, done.out) == (OK, "")
+    assert (tmp_path / "new" / "s.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_output_goes_to_a_file(run: Run, tmp_path: Path) -> None:
+    done = run(*GRU, "--format", "json", "--output", str(tmp_path / "s.json"))
+    assert done.out == ""
+    assert len(read((tmp_path / "s.json").read_text())["exponents"]) == 3
+
+
+def test_whole_module_needs_trust(run: Run) -> None:
+    refused = run("spectrum", "gru_module.pt", "zeros.npy")
+    assert refused.code == USAGE
+    assert "--trust-pickle" in refused.err
+    trusted = run("spectrum", "gru_module.pt", "zeros.npy", "--trust-pickle", "--format", "json")
+    assert trusted.code == OK, trusted.err
+    assert read(trusted.out)["exponents"] == pytest.approx([LN_Z] * 3, rel=1e-6)
+
+
+def test_code_in_a_file_is_not_run_without_trust(run: Run, directory: Path) -> None:
+    sys.path.insert(0, str(directory))
+    try:
+        import their_model
+    finally:
+        sys.path.pop(0)
+    torch.save({"state_dict": their_model.Touch()}, directory / "evil.ckpt")
+    Path(directory / "evil.npy").write_bytes(pickle.dumps(their_model.Touch()))
+    for words in (
+        ("spectrum", "evil.ckpt", "x.npy", "--model", "their_model:Net"),
+        ("spectrum", "evil.ckpt", "x.npy"),
+        ("spectrum", "gru.pt", "evil.npy", *GRU[3:]),
+        ("report", "evil.ckpt"),
+    ):
+        assert run(*words).code == USAGE
+        assert not (directory / "touched").exists()
+    run("report", "evil.ckpt", "--trust-pickle")
+    assert (directory / "touched").exists()  # it would have
+
+
+def test_overflowing_network_is_a_failed_measurement(run: Run) -> None:
+    rnn = nn.RNN(1, 2, nonlinearity="relu")
+    for weight in rnn.parameters():
+        nn.init.constant_(weight, 1e38)
+    torch.save(rnn.state_dict(), "huge.pt")
+    done = run("spectrum", "huge.pt", "zeros.npy", "--model", "torch.nn:RNN", "--init", DEAD)
+    assert (done.code, done.out) == (FAILED, "")
+    assert "overflow" in done.err
+
+
+# ---------------------------------------------------------------- score
+
+
+def test_score_is_the_scorer_s(
+    run: Run, checkpoint: Path, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a partial spectrum: what the score is made from must survive the file."""
+    text = run(*NET, "--k", "3", "--format", "json").out
+    (tmp_path / "s.json").write_text(text)
+    said = read(run("score", str(tmp_path / "s.json"), "--format", "json").out)
+    score = AeLLEScorer.from_pretrained().score(direct(directory, 3), architecture="lstm", hidden_size=6, updates=0)
+    for name in ("performance", "low", "high", "baseline", "failure_probability", "familiarity"):
+        assert said[name] == pytest.approx(getattr(score, name), abs=1e-3), name
+    assert said["latent"] == pytest.approx(score.latent.tolist(), abs=1e-3)
+
+    monkeypatch.setattr(sys, "stdin", StringIO(text))
+    assert read(run("score", "-", "--format=json").out) == said
+    monkeypatch.setattr(sys, "stdin", StringIO(text))
+    assert read(run("score", "-", "--format=json", "--updates=400").out) != said
+
+
+def test_score_of_a_list_of_exponents(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text(json.dumps([-0.1, -0.5, "-inf", None]))
+    done = run("score", str(tmp_path / "list.json"), "--architecture", "gru", "--hidden-size", "4")
+    assert done.code == OK
+    exponents = torch.tensor([-0.1, -0.5, -math.inf, math.nan], dtype=torch.float64)
+    score = AeLLEScorer.from_pretrained().score(exponents, architecture="gru", hidden_size=4)
+    assert f"{score.performance:.3f}" in done.out.splitlines()[0]
+
+
+# ---------------------------------------------------------------- report
+
+
+def test_report_of_a_checkpoint(run: Run, directory: Path) -> None:
+    done = run("report", "fit.ckpt", "--title", "My <run>")
+    assert (done.code, done.out) == (OK, "fit.html\n")
+    page = (directory / "fit.html").read_text(encoding="utf-8")
+    assert "My &lt;run&gt;" in page
+    assert page.count("<img ") >= 3
+    saved = torch.load("fit.ckpt", weights_only=True)["callbacks"]
+    (state,) = [value for key, value in saved.items() if key.startswith("LyapunovSpectrumCallback")]
+    assert f"{len(state['history']['measurements'])} measurements" in page
+
+
+def test_report_asks_which_of_two_histories(run: Run, directory: Path) -> None:
+    content = torch.load(directory / "fit.ckpt", weights_only=True)
+    ((key, state),) = content["callbacks"].items()
+    content["callbacks"][key.replace("'lyapunov'", "'other'")] = state
+    torch.save(content, directory / "two.ckpt")
+    asked = run("report", "two.ckpt")
+    assert asked.code == USAGE
+    assert "lyapunov, other" in asked.err
+
+
+# ---------------------------------------------------------------- bank and demo
+
+
+def test_bank_is_built_by_the_same_function(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The trial's six populations are to be trained where and in as many processes as was said."""
+    built: list[Any] = []
+    monkeypatch.setattr(bank, "build", lambda *arguments: built.append(arguments))
+    done = run("bank", "build", str(tmp_path / "records"), "--smoke", "--jobs", "2")
+    ((populations, directory, jobs),) = built
+    assert (len(populations), directory, jobs) == (6, tmp_path / "records", 2)
+    assert done.code == USAGE
+    assert "records of populations" in done.err  # as nothing was trained
+
+
+def test_bank_on_a_cluster_names_what_is_missing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for backend, needed in (("ray", "lightning-lyapunov[ray]"), ("dask", "dask[distributed]")):
+        monkeypatch.setitem(sys.modules, backend, None)
+        refused = run("bank", "build", "records", "--smoke", "--backend", backend)
+        assert refused.code == USAGE
+        assert needed in refused.err
+
+
+def test_ray_is_a_backend_that_tells_of_each_population_as_it_ends() -> None:
+    pytest.importorskip("ray")
+    with bank._backend("ray"):
+        backend, _ = joblib.parallel.get_active_backend()
+        assert "ray" in type(backend).__mro__[1].__module__
+        assert backend.supports_return_generator
+
+
+def test_demo_prints_epochs_and_writes_the_report(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(lightning_lyapunov.demo, "SEQUENCES", 96)
+    done = run("demo", "--directory", str(tmp_path), "--epochs", "2", "--hidden", "8")
+    assert done.code == OK, done.err
+    lines = done.out.splitlines()
+    assert [line.split()[0] for line in lines[:4]] == ["epochs", "0", "1", "2"]
+    assert f"tensorboard.main --logdir {tmp_path}" in lines[-1]
+    (page,) = tmp_path.rglob("report.html")
+    assert str(page) in lines[-2]
+    assert "it/s" not in done.err  # no progress bar where there is no terminal
+
+
+# ---------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((), "spectrum,score,report,bank,demo"),
+        (("measure",), "invalid choice: 'measure'"),
+        (("spectrum", "gru.pt"), "inputs"),
+        (("spectrum", "none.pt", "zeros.npy", "--model", "torch.nn:GRU"), "there is no file none.pt"),
+        ((*GRU[:2], "none.npy", *GRU[3:]), "there is no file none.npy"),
+        ((*GRU, "--k", "many"), "got many"),
+        ((*GRU, "--k", "4"), "k must lie in [1, 3]"),
+        ((*GRU, "--format", "xml"), "format"),
+        ((*GRU, "--module", "encoder"), "no 'encoder'"),
+        ((*GRU, "--colour", "red"), "--colour"),
+        (GRU[:5], "--init"),
+        (("spectrum", "gru.pt", "zeros.npy", "--model", "torch.nn:Nothing"), "torch.nn:Nothing"),
+        (("spectrum", "gru.pt", "zeros.npy", "--model", "nowhere.at.all:Net"), "nowhere"),
+        (("spectrum", "gru.pt", "zeros.npy", "--model", "torch:Tensor"), "class of modules"),
+        (("score", "zeros.npy"), "--format json"),
+        (("score", "none.json"), "none.json"),
+        (("report", "gru.pt"), "LyapunovSpectrumCallback"),
+        (("bank", "fit", "none.safetensors", "w.safetensors"), "none.safetensors"),
+    ],
+)
+def test_errors_are_one_line_on_standard_error(run: Run, words: tuple[str, ...], told: str) -> None:
+    done = run(*words)
+    assert (done.code, done.out) == (USAGE, "")
+    (line,) = done.err.splitlines()
+    assert line.startswith("lightning-lyapunov: ")
+    assert told in line
+
+
+def test_debug_shows_where(run: Run) -> None:
+    assert "Traceback" in run("report", "gru.pt", "--debug").err
+
+
+def test_ctrl_c_is_no_traceback(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bank, "build", interrupt)
+    done = run("bank", "build", str(tmp_path), "--smoke")
+    assert (done.code, done.err) == (INTERRUPTED, "lightning-lyapunov: stopped.\n")
+
+
+def test_without_jsonargparse_its_extra_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jsonargparse", None)
+    done = run("demo")
+    assert done.code == USAGE
+    assert done.err.splitlines() == [
+        "lightning-lyapunov: the command line needs jsonargparse: pip install 'lightning-lyapunov[cli]'"
+    ]
+
+
+def test_help_tells_what_each_option_is(run: Run) -> None:
+    done = run("spectrum", "--help")
+    assert done.code == OK
+    for words in ("--trust_pickle", "Number of leading exponents", "{table,json,figure}"):
+        assert words in done.out
+
+
+# ---------------------------------------------------------------- as a process of its own
+
+
+def test_python_m_and_exit_code(directory: Path) -> None:
+    command = [sys.executable, "-m", "lightning_lyapunov"]
+    helped = subprocess.run([*command, "--help"], cwd=directory, capture_output=True, text=True)
+    assert (helped.returncode, helped.stderr) == (OK, "")
+    assert "usage: lightning-lyapunov" in helped.stdout
+    refused = subprocess.run([*command, "report", "none.ckpt"], cwd=directory, capture_output=True, text=True)
+    assert (refused.returncode, refused.stdout) == (USAGE, "")
+
+
+def test_a_reader_that_leaves_is_no_error(directory: Path) -> None:
+    """The pipe is closed before anything is written to it."""
+    command = [sys.executable, "-m", "lightning_lyapunov", *GRU]
+    process = subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == OK
