@@ -15,7 +15,7 @@ HELD   := 'torch==2.13.0' 'editables~=0.3'
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # two installs into one environment would trip over each other
-.PHONY: help demo bank bank-report bench test slow lint format constraints clean
+.PHONY: help demo bank bank-report bench test slow docs lint format constraints clean
 
 help:         ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+: .*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -45,6 +45,9 @@ test: $(VENV)/test.stamp         ## run the tests, those that take seconds
 slow: $(VENV)/test.stamp         ## run the tests that take minutes
 	$(RUN) pytest -m slow $(ARGS)
 
+docs: $(VENV)/dev.stamp          ## build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict --quiet
+
 lint: $(VENV)/dev.stamp          ## check style and types
 	$(RUN) ruff check
 	$(RUN) ruff format --check
@@ -61,7 +64,7 @@ constraints:  ## renew constraints.txt with the newest releases (needs uv)
 	mv constraints.new constraints.txt
 
 clean:        ## remove the environment and what tests and builds leave; results of runs stay
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache
 
 # One stamp for each extra of pyproject.toml: installed once, and again when what it was made from changes.
 # The constraints go in as variables because these reach the isolated build too, under the name each pip knows.

@@ -1,0 +1,117 @@
+"""What the pages about the examples claim holds, in their short form."""
+
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+NUMBER = r"([+-]\d+\.\d+|[+-]inf)"
+
+
+def run(example: str, *arguments: str | Path) -> str:
+    """What an example prints."""
+    command = [sys.executable, ROOT / "examples" / f"{example}.py", "--quick", *arguments]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    return done.stdout
+
+
+def test_networks_that_fail_are_rescued_by_what_their_diagnosis_advises() -> None:
+    """A guess is right in a quarter of cases."""
+    sections = re.split(r"^(?=RNN|LSTM)", run("rescue"), flags=re.MULTILINE)[1:]
+    for section, state, advice in zip(
+        sections, ["chaotic", "forgetting"], ["Lower the recurrent gain", "raise .* the bias of the forget gate"],
+        strict=True,
+    ):  # fmt: skip
+        assert re.search(rf"^  \[{state}\] .*{advice}", section, re.MULTILINE)
+        (before, failed), *_, (changed, rescued) = [
+            (float(before), float(accuracy))
+            for before, _, accuracy in re.findall(rf" 0 +{NUMBER} +{NUMBER} +([\d.]+)%$", section, re.MULTILINE)
+        ]
+        assert failed < 50 < 90 < rescued
+        assert abs(changed) < abs(before)  # closer to zero
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("gallery")
+    run("gallery", "--output", directory)
+    return directory
+
+
+EXHIBITS = {
+    "healthy": ("remembering", -0.06, 0.06),
+    "forgetting": ("forgetting", -0.7, -0.3),
+    "chaotic": ("chaotic", 0.1, 0.4),
+    "dead": ("collapsed", -math.inf, -math.inf),
+    "over-regularised": ("collapsed", -5.0, -1.0),
+}
+"""The state that the diagnosis finds, and the range of the largest exponent, nats per step."""
+
+
+@pytest.mark.parametrize("name", EXHIBITS)
+def test_each_network_of_the_gallery_has_the_state_of_its_name(name: str, gallery: Path) -> None:
+    said = (gallery / f"{name}.txt").read_text(encoding="utf-8")
+    states = re.findall(r"^\[(\w+)\]", said, re.MULTILINE)
+    state, low, high = EXHIBITS[name]
+    assert state in states
+    assert name == "healthy" or states[0] == state  # the gravest; what is good is told after the notes
+    accuracy, largest = re.match(rf"accuracy (\d+)%.* λ_max {NUMBER}", said).groups()
+    assert low <= float(largest) <= high
+    accuracy = int(accuracy)
+    assert accuracy > 90 if name == "healthy" else accuracy < 60
+
+
+def test_pages_show_the_networks_of_the_gallery() -> None:
+    """Pictures and sentences are committed, small, and of the state that the page tells."""
+    page = (DOCS / "reading-a-spectrum.md").read_text(encoding="utf-8")
+    for name, (state, *_) in EXHIBITS.items():
+        assert f"gallery/{name}.png" in page and f"gallery/{name}.txt" in page
+        assert f"[{state}]" in (DOCS / "gallery" / f"{name}.txt").read_text(encoding="utf-8")
+    pictures = list((DOCS / "gallery").glob("*.png"))
+    assert len(pictures) == len(EXHIBITS) + 1
+    for picture in pictures:
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        assert picture.stat().st_size < 80_000
+
+
+def test_a_forecaster_of_the_laser_is_not_chaotic() -> None:
+    said = run("recording")
+    assert 0.3 < float(re.search(r"R² of the next sample ([\d.]+)", said)[1]) < 1
+    slow, fast = map(float, re.search(rf"^recording +{NUMBER} to {NUMBER}", said, re.MULTILINE).groups())
+    assert 0.02 < slow <= fast < 0.05  # neighbouring stretches of the recording part
+    driven, free = (
+        float(re.search(rf"^{name}\D*? +{NUMBER}", said, re.MULTILINE)[1]) for name in ("driven", "closed loop")
+    )
+    assert driven < -0.1
+    assert free < 0 and "it has learnt the next sample, not the chaos" in said
+
+
+@pytest.mark.parametrize("page", ["index", "scorer", "own-cells", "own-bank"])
+def test_code_of_the_pages_runs(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / f"{page}.md").read_text(encoding="utf-8"), re.M | re.S)
+    assert blocks
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(blocks), {})
+
+
+def test_validation_page_names_tests_that_are_there() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (DOCS / "validation.md").read_text(encoding="utf-8")))
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    assert len(named) > 30
+    assert named <= set(re.findall(r"^def (test_\w+)", tests, re.MULTILINE))
+
+
+def test_pages_link_to_files_that_are_there() -> None:
+    """Within the repository; the site has some of its files under other names."""
+    renamed = re.findall(r'"([\w.]+)": "benchmarks/', (DOCS / "building.py").read_text(encoding="utf-8"))
+    assert renamed
+    for page in [ROOT / "README.md", *DOCS.glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert target in renamed or (page.parent / target).exists(), f"{page.name} links to {target}"
