@@ -1,4 +1,4 @@
-"""A first look: a small LSTM learns to recall, and its Lyapunov spectrum is watched meanwhile."""
+"""A first look: a small LSTM of two layers learns to recall, and its Lyapunov spectrum is watched meanwhile."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ SEQUENCES, BATCH = 9600, 32
 
 
 class Reader(pl.LightningModule):
-    """A recurrent layer and a linear read-out at every step, trained on one of the bank's tasks.
+    """Two recurrent layers and a linear read-out at every step, trained on one of the bank's tasks.
 
     Args:
         task: Name of the task.
         hidden: Hidden units, H.
-        gain: Draw the recurrent weights from N(0, gain² / H); PyTorch's initialisation if None.
+        gain: Draw the recurrent weights of the first layer from N(0, gain² / H); PyTorch's initialisation if None.
     """
 
     def __init__(self, task: str = TASK, hidden: int = 32, gain: float | None = None) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.task: Task = TASKS[task]
-        self.reader = nn.LSTM(self.task.input_size, hidden, batch_first=True)
+        self.reader = nn.LSTM(self.task.input_size, hidden, num_layers=2, batch_first=True)
         self.head = nn.Linear(hidden, self.task.output_size)
         if gain is not None:
             nn.init.normal_(self.reader.get_parameter("weight_hh_l0"), std=gain / math.sqrt(hidden))
@@ -120,7 +120,8 @@ def run(directory: Path, *, hidden: int = 32, gain: float | None = None, epochs:
     torch.manual_seed(seed)
     model = Reader(hidden=hidden, gain=gain)
     lyapunov = LyapunovSpectrumCallback(
-        k=None, max_overhead=None, performance="val/accuracy", performance_range=(model.task.chance, 1.0)
+        k=None, max_overhead=None, performance="val/accuracy", performance_range=(model.task.chance, 1.0),
+        figures=2,
     )
     logger = TensorBoardLogger(directory, name="demo")
     trainer = pl.Trainer(

@@ -35,7 +35,7 @@ class LatentMap:
     """(L,) the mean code."""
 
     @classmethod
-    def of_bank(cls, scorer: AeLLEScorer, networks: int = 1200) -> LatentMap:
+    def of_bank(cls, scorer: AeLLEScorer, networks: int = 800) -> LatentMap:
         """Encode networks of the bank that comes with the package by a scorer's first autoencoder.
 
         The code depends on the spectrum alone. It takes about a second, and the same scorer gives the same map.
@@ -88,7 +88,7 @@ def latent_map(history: History, map: LatentMap) -> Figure:
     if not coded:
         raise NothingToShow(f"history holds no codes of {size} values, which the map is made of.")
     points, path = map.points.numpy(), map.place(torch.stack([code for _, code in coded])).numpy()
-    figure = new_figure("This run among the networks of the bank", width=6.6, height=5.0)
+    figure = new_figure("This run among the networks of the bank", width=6.0, height=4.6)
     axes = figure.subplots()
     dots = axes.scatter(points[:, 0], points[:, 1], s=8, c=map.skill.numpy(), vmin=0, vmax=1, linewidths=0)
     figure.colorbar(dots, ax=axes, label="skill that the network reached in the end", pad=0.02)

@@ -56,7 +56,7 @@ def layers_over_training(history: History) -> Figure:
 
 
 def _drawn(names: list[str], updates: np.ndarray, largest: np.ndarray, stderr: np.ndarray) -> Figure:
-    figure = new_figure("Largest exponent of each layer", width=9.0)
+    figure = new_figure("Largest exponent of each layer", width=7.4)
     axes = figure.subplots()
     order = np.argsort(-np.nan_to_num(largest[:, -1], nan=-math.inf, posinf=math.inf, neginf=-math.inf), kind="stable")
     named = order if len(names) <= MANY else np.concatenate([order[: MANY // 2], order[-MANY // 2 :]])

@@ -48,7 +48,7 @@ def prediction_over_training(history: History) -> Figure:
         raise NothingToShow("history holds no prediction: the callback needs a scorer.")
     reached = np.array([math.nan if m.reached is None else m.reached for m in measurements])
 
-    figure = new_figure("Predicted final performance", height=5.0)
+    figure = new_figure("Predicted final performance", height=4.6)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     _draw_predicted(above, updates, said, reached)
     _draw_belief(below, updates, said)

@@ -28,9 +28,9 @@ class NothingToShow(ValueError):
     """The history does not hold what a figure is about."""
 
 
-def new_figure(title: str, width: float = 8.0, height: float = 4.5) -> Figure:
+def new_figure(title: str, width: float = 6.8, height: float = 4.2) -> Figure:
     """An empty figure, its sides in inches, on a canvas without display and a white ground of its own."""
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     figure.suptitle(title)
     return figure

@@ -56,7 +56,7 @@ def spectrum_over_training(history: Iterable[Measurement], *, prefix: str = "lya
     edges = edges_of(updates)
     is_chaotic = [diagnosis.is_chaotic(m, prefix) for m in measurements]
 
-    figure = new_figure("Lyapunov spectrum during training", height=5.5)
+    figure = new_figure("Lyapunov spectrum during training", height=5.0)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 3])
     _draw_largest(above, updates, *np.array([diagnosis.largest(m, prefix) for m in measurements]).T)
     _mark_chaos(above, edges, is_chaotic)
