@@ -75,7 +75,7 @@ class Run:
 
 RUNS = (
     Run("engine", "engine-1", ("engine.py", "--threads", "1"), ("--sizes", "64", "--rounds", "2")),
-    Run("engine", "engine-2", ("engine.py", "--threads", "2"), None),
+    Run("engine", "engine-2", ("engine.py", "--threads", "2", "--sizes", "64", "256", "--rounds", "3"), None),
     Run("peers", "peers", ("peers.py", "--rounds", "3", "--limit", "4"), ("--quick",)),
     Run("overhead", "overhead", ("overhead.py", "--threads", "1"), ("--epochs", "2")),
     Run("growth", "growth", ("growth.py", "--threads", "1"), ("--quick",)),

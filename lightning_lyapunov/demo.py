@@ -120,7 +120,10 @@ def run(directory: Path, *, hidden: int = 32, gain: float | None = None, epochs:
     torch.manual_seed(seed)
     model = Reader(hidden=hidden, gain=gain)
     lyapunov = LyapunovSpectrumCallback(
-        k=None, max_overhead=None, performance="val/accuracy", performance_range=(model.task.chance, 1.0),
+        k=None,
+        max_overhead=None,
+        performance="val/accuracy",
+        performance_range=(model.task.chance, 1.0),
         figures=2,
     )
     logger = TensorBoardLogger(directory, name="demo")

@@ -114,7 +114,7 @@ class Panels:
         try:
             with measuring(None, torch.device("cpu")), torch.device("cpu"):
                 self._map = LatentMap.of_bank(scorer)
-        except ValueError:  # a scorer of one's own that sees spectra of another kind
+        except Exception:  # a scorer of one's own may see spectra of another kind: then there is no such picture
             self._map = None
         return self._map
 
