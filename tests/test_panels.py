@@ -151,7 +151,7 @@ def test_without_matplotlib_there_are_no_pictures_and_no_failure(
 def test_wandb_is_told_the_axis_of_each_group(prefix: str, scores: str) -> None:
     logger = WandbLogger()
     trackers.prepare(logger, prefix)
-    assert set(logger.rules) == {f"{prefix}/*", f"{scores}/*", f"{prefix}/max"}
+    assert set(logger.rules) == {f"{prefix}/*", f"{scores}/*"}
     assert all(rule["step_metric"] == "trainer/global_step" for rule in logger.rules.values())
 
 

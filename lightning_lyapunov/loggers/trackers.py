@@ -27,17 +27,15 @@ def takes_pictures(logger: Any) -> bool:
 
 
 def prepare(logger: Any, prefix: str) -> None:
-    """Group the scalars: a layout of charts in TensorBoard, the step axis and a summary in Weights & Biases."""
+    """Group the scalars: a layout of charts in TensorBoard, the step axis in Weights & Biases."""
     kinds = _kinds(logger)
     if "TensorBoardLogger" in kinds:
         logger.experiment.add_custom_scalars(_layout(prefix))
     elif "WandbLogger" in kinds:
         run = logger.experiment
-        # Lightning's own rule for all metrics is missing where a run was open before; and a rule for one metric, which
-        # takes the place of that for its group, must name the axis again.
+        # Lightning's own rule for all metrics is missing where a run was open before.
         for group in {prefix, key_of("aelle/", prefix).rstrip("/")}:
             run.define_metric(f"{group}/*", step_metric=STEP)
-        run.define_metric(key_of("max", prefix), step_metric=STEP, summary="last,max,min")
 
 
 def _layout(prefix: str) -> dict[str, dict[str, list[Any]]]:
