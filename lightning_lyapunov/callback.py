@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from lightning_lyapunov.aelle import AeLLEScore, AeLLEScorer
 from lightning_lyapunov.budget import Budget, Plan
-from lightning_lyapunov.diagnosis import DEAD, FAMILIAR, news
+from lightning_lyapunov.diagnosis import DEAD, news
 from lightning_lyapunov.features import spectrum_features
-from lightning_lyapunov.history import History, Measurement, key_of
-from lightning_lyapunov.isolation import measuring
+from lightning_lyapunov.history import History, Measurement
 from lightning_lyapunov.loggers.panels import Panels
 from lightning_lyapunov.loggers.trackers import log_histogram
-from lightning_lyapunov.probe import Probe, architecture_of, find_layers
+from lightning_lyapunov.probe import Probe, find_layers
+from lightning_lyapunov.scoring import Scoring
 from lightning_lyapunov.spectrum import Frames, LyapunovSpectrum, lyapunov_spectrum
 from lightning_lyapunov.stopping import warn_of_impatience
 
@@ -208,8 +208,7 @@ class LyapunovSpectrumCallback(pl.Callback):
 
         self.history = History(prefix)
         self.spectrum: LyapunovSpectrum | None = None
-        self.score: AeLLEScore | None = None
-        self._scorer: AeLLEScorer | None = None
+        self._scoring = Scoring(scorer, performance, performance_range, prefix, self._tell_once)
         self._probes: dict[str, _LayerProbes] = {}
         self._told: set[str] = set()
         self._budget = Budget(max_overhead)
@@ -219,8 +218,12 @@ class LyapunovSpectrumCallback(pl.Callback):
         self._trained_before = 0.0  # seconds of training before this fit
         self._started: float | None = None
         self._measured_at: tuple[int, int] | None = None  # global step and epoch of the last measurement of this fit
-        self._validated: tuple[int, Tensor | None] | None = None  # global step and performance of the last validation
         self._logged_at = 0  # place of the last measurement on the loggers' axis
+
+    @property
+    def score(self) -> AeLLEScore | None:
+        """The last score; None before the first, and where there is none of the last spectrum."""
+        return self._scoring.score
 
     # ---------------------------------------------------------------- being a guest
 
@@ -235,7 +238,8 @@ class LyapunovSpectrumCallback(pl.Callback):
                 f"Two LyapunovSpectrumCallbacks use the prefix {self.prefix!r}; give one of them another prefix=."
             )
         self._release()
-        self._measured_at = self._validated = None
+        self._measured_at = None
+        self._scoring.begin()
         if trainer.barebones:
             return  # a run without logging, made to time the training itself
         try:
@@ -248,20 +252,8 @@ class LyapunovSpectrumCallback(pl.Callback):
         if unsupported:
             self._tell_once(f"found but not measured: {'; '.join(unsupported)}.", warn=True)
         if trainer.is_global_zero:
-            self._load_scorer()
+            self._scoring.load()
             self._panels.begin(trainer.loggers, self.prefix)
-
-    def _load_scorer(self) -> None:
-        """Get the scorer ready, if it can be had."""
-        try:
-            with torch.random.fork_rng(devices=[]):
-                if isinstance(self.scorer, str):
-                    general = self.scorer == "general"
-                    self._scorer = AeLLEScorer.from_pretrained() if general else AeLLEScorer.load(self.scorer)
-                else:
-                    self._scorer = self.scorer
-        except Exception as error:
-            self._warn_of_scorer(error, f"{self.scorer!r} could not be loaded")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Take the hooks off again."""
@@ -292,7 +284,7 @@ class LyapunovSpectrumCallback(pl.Callback):
             name = type(pl_module).__name__
             path = Path(self.report) / ("lyapunov.html" if self.prefix == "lyapunov" else f"{self.prefix}.html")
             settings = {key: value for key, value in vars(self).items() if key in _arguments()}
-            title, latent_map = f"Lyapunov spectrum of {name}", self._panels.map_for(self._scorer)
+            title, latent_map = f"Lyapunov spectrum of {name}", self._panels.map_for(self._scoring.ready)
             written = write_report(self.history, path, settings=settings, title=title, latent_map=latent_map)
             self._tell_once(f"wrote {written}", subject=f"report {written}")
         except Exception as error:
@@ -303,7 +295,8 @@ class LyapunovSpectrumCallback(pl.Callback):
         for probes in self._probes.values():
             probes.validation.remove()
             probes.training.remove()
-        self._probes, self._frames, self._scorer = {}, {}, None
+        self._probes, self._frames = {}, {}
+        self._scoring.release()
 
     # ---------------------------------------------------------------- what drives the layers
 
@@ -385,8 +378,8 @@ class LyapunovSpectrumCallback(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember what the validation came to: read again at a later measurement, it is no news."""
-        if self._is_told_performance and not trainer.sanity_checking:
-            self._validated = trainer.global_step, trainer.callback_metrics.get(str(self.performance))
+        if not trainer.sanity_checking:
+            self._scoring.note_validation(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure if the weights have moved since the last time: no validation has run."""
@@ -442,7 +435,7 @@ class LyapunovSpectrumCallback(pl.Callback):
         if not self._probes:
             return
         plan, metrics = None, None
-        performance = self._performance_so_far(trainer)  # on every rank: to read it may be to reduce it over them
+        performance = self._scoring.performance_so_far(trainer, self._measured_at)  # on every rank: it may be reduced
         if trainer.is_global_zero and (plan := self._affordable()) is not None:
             with trainer.profiler.profile(f"[{type(self).__name__}]measure"):  # type: ignore[attr-defined]
                 metrics = self._measure(trainer, when, performance, plan)
@@ -468,7 +461,8 @@ class LyapunovSpectrumCallback(pl.Callback):
         try:
             spectrum = self._spectrum_now(when, plan)
             metrics = self._metrics(spectrum)  # reads from the device, so that the time below is all it took
-            metrics |= self._scores(spectrum, trainer.global_step, performance)
+            layers = [probes.validation.layer for probes in self._probes.values() if probes.have_recorded]
+            metrics |= self._scoring.scores(spectrum, layers, trainer.global_step, performance)
         except Exception as error:
             self._warn(error)
             return None
@@ -492,7 +486,7 @@ class LyapunovSpectrumCallback(pl.Callback):
                 layers={
                     name: [float(part.exponents[0]), float(part.stderr[0])] for name, part in spectrum.parts.items()
                 },
-                latent=None if self._scorer is None or self.score is None else self.score.latent.float().cpu(),
+                latent=None if self.score is None else self.score.latent.float().cpu(),
                 reached=performance,
             )
         )
@@ -547,95 +541,6 @@ class LyapunovSpectrumCallback(pl.Callback):
             if not math.isnan(value)
         }
 
-    # ---------------------------------------------------------------- scoring
-
-    @property
-    def _is_told_performance(self) -> bool:
-        return self.scorer is not None and self.performance is not None
-
-    def _performance_so_far(self, trainer: pl.Trainer) -> float | None:
-        """The last value of the user's metric, as the scorer takes it; None while there is none."""
-        if not self._is_told_performance or trainer.global_step == 0:
-            return None
-        value = trainer.callback_metrics.get(str(self.performance))
-        if value is None:
-            self._tell_if_missing(trainer)
-            return None
-        # Lightning makes a new tensor of each new value.
-        if self._validated is not None and value is self._validated[1] and self._validated[0] < trainer.global_step:
-            self._tell_once(
-                f"{self.performance!r} has no new value at update {trainer.global_step}; the scorer is told its last "
-                f"one, of update {self._validated[0]}. Where validation runs, a metric logged in validation_step is "
-                "there in time.",
-                subject="old performance",
-            )
-        reached = float(value)
-        if self.performance_range is not None:
-            worst, best = self.performance_range
-            reached = min(max((reached - worst) / (best - worst), 0.0), 1.0) if math.isfinite(reached) else reached
-        return reached if math.isfinite(reached) else None
-
-    def _tell_if_missing(self, trainer: pl.Trainer) -> None:
-        """Warn of a metric that should have been there by now."""
-        step, epoch = self._measured_at or (0, 0)
-        an_epoch_ended = step > 0 and epoch < trainer.current_epoch
-        if self._validated is not None or (an_epoch_ended and not trainer.enable_validation):
-            names = ", ".join(map(repr, sorted(trainer.callback_metrics))) or "none"
-            self._tell_once(
-                f"performance: no metric {self.performance!r} was logged so far, so the scorer is not told it; those "
-                f"logged are {names}.",
-                warn=True,
-                subject="performance",
-            )
-
-    def _scores(self, spectrum: LyapunovSpectrum, updates: int, performance: float | None) -> dict[str, float]:
-        """What the scorer says of a spectrum; nothing if it cannot."""
-        if self._scorer is None:
-            return {}
-        layers = [probes.validation.layer for probes in self._probes.values() if probes.have_recorded]
-        sizes = [getattr(layer, "hidden_size", None) for layer in layers]
-        try:
-            with measuring(None, torch.device("cpu")), torch.device("cpu"):
-                self.score = self._scorer.score(
-                    spectrum,
-                    architecture=architecture_of(layers),
-                    hidden_size=max((size for size in sizes if isinstance(size, int)), default=None),
-                    updates=updates,
-                    performance=performance,
-                )
-        except Exception as error:
-            self._warn_of_scorer(error, "failed")
-            return {}
-        values = {
-            "performance": self.score.performance,
-            "performance_low": self.score.low,
-            "performance_high": self.score.high,
-            "baseline": self.score.baseline,
-            "failure_probability": self.score.failure_probability,
-            "takeoff_probability": self.score.takeoff_probability,
-            "stability": self.score.stability,
-            "familiarity": self.score.familiarity,
-        }
-        if self.score.familiarity < FAMILIAR:
-            self._tell_once(
-                f"familiarity is {self.score.familiarity:.2f}: the spectrum, the size or the kind of cell is unlike "
-                "the networks that the scorer was fitted on, so what "
-                f"{key_of('aelle/', self.prefix)} says is little more than a guess.",
-                warn=True,
-                subject="familiarity",
-            )
-        return {
-            key_of(f"aelle/{key}", self.prefix): float(value) for key, value in values.items() if math.isfinite(value)
-        }
-
-    def _warn_of_scorer(self, error: Exception, what: str) -> None:
-        self._tell_once(
-            f"the scorer {what}, the spectrum is logged without scores: {type(error).__name__}: {error} (EarlyStopping "
-            "that monitors them needs strict=False to go on.)",
-            warn=True,
-            subject="scorer",
-        )
-
     # ---------------------------------------------------------------- logging
 
     def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, metrics: dict[str, float], when: _When) -> None:
@@ -678,7 +583,7 @@ class LyapunovSpectrumCallback(pl.Callback):
         """Draw, and the seconds it took."""
         try:
             with trainer.profiler.profile(f"[{type(self).__name__}]draw"):  # type: ignore[attr-defined]
-                return self._panels.draw(trainer.loggers, self.history, self._logged_at, self._scorer)
+                return self._panels.draw(trainer.loggers, self.history, self._logged_at, self._scoring.ready)
         except Exception as error:
             self._panels.every = None
             self._tell_once(f"no pictures are drawn: {error}", warn=not isinstance(error, ImportError))
