@@ -10,7 +10,8 @@ Times are process CPU time, one thread; all include the trajectory. "Compile" is
 later one. |ΔΣλ| compares the sums of the exponents, the worst of the batch: that of a whole spectrum does not depend on
 the initial frames, which differ; a leading sum does, by about 1 / steps, until its frame has settled.
 
-Usage: python benchmarks/peers.py [--quick] [--peers NAME ...] [--cells CELL ...] [--json FILE]
+Usage: python benchmarks/peers.py [--quick] [--peers NAME ...] [--cells CELL ...]
+    [--steps N] [--json FILE]
 """
 
 import argparse
@@ -60,6 +61,7 @@ class Case:
     batch: int = 1
     interval: int = 1
     dtype: str = "float32"
+    most: int = 32768  # steps
 
     @property
     def size(self) -> int:
@@ -72,7 +74,7 @@ class Case:
     @property
     def steps(self) -> int:
         """As many as exponents of a map are usually taken from; fewer for larger ones, so that a call takes seconds."""
-        return 16 * min(2048, max(5, int(3e10 / (16 * self.batch * self.size**2 * self.rank))))
+        return 16 * min(self.most // 16, max(5, int(3e10 / (16 * self.batch * self.size**2 * self.rank))))
 
     @property
     def transient(self) -> int:
@@ -551,6 +553,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="32 units and 8 leading exponents only, to see it work")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), metavar="NAME", help=", ".join(PEERS))
     parser.add_argument("--cells", nargs="+", choices=GATES, default=list(GATES), help="cells of the maps")
+    parser.add_argument("--steps", type=int, default=32768, help="steps of a row at most")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each row")
     parser.add_argument("--limit", type=float, default=60.0, help="seconds after which a row begins no new round")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
@@ -564,6 +567,7 @@ def main() -> None:
     print(HEADER)
     for name in options.peers:
         for case in cases(name, options.quick, options.cells):
+            case = replace(case, most=options.steps)
             rows.append(compare(python, name, case, 2 if options.quick else options.rounds, options.limit))
             print(line(rows[-1]), flush=True)
             if options.json:  # after each row, for a run of an hour may be cut short
