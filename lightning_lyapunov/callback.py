@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -361,7 +362,8 @@ class LyapunovSpectrumCallback(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure before the first update, on what the sanity check brought."""
-        warn_of_impatience(trainer, self)
+        with suppress(Exception):  # advice about other callbacks, of whatever kind they are, must not end a run
+            warn_of_impatience(trainer, self)
         self._started, self._seconds_at_start = time.perf_counter(), self._budget.spent
         if trainer.global_step == 0 and self._has_recorded(trainer):
             self._measure_and_log(trainer, pl_module, "before training")
@@ -567,9 +569,12 @@ class LyapunovSpectrumCallback(pl.Callback):
 
     def _tell_news(self) -> None:
         """Say it in words when a state begins."""
-        for finding in news(self.history):
-            text = f"{self.history[-1].step} updates: {finding.text}"
-            _log.warning(text) if finding.level == "warning" else _log.info(text)
+        try:
+            for finding in news(self.history):
+                level = logging.WARNING if finding.level == "warning" else logging.INFO
+                _log.log(level, "%d updates: %s", self.history[-1].step, finding.text)
+        except Exception as error:
+            self._tell_once(f"what the measurement means could not be told: {error}", warn=True, subject="news")
 
     def _draw_if_due(self, trainer: pl.Trainer) -> None:
         """Draw pictures if it is time, and if the budget leaves room for them beside the next measurement."""
