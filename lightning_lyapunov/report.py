@@ -19,6 +19,7 @@ import jinja2
 
 import lightning_lyapunov
 from lightning_lyapunov.diagnosis import findings, is_chaotic
+from lightning_lyapunov.files import write_whole
 from lightning_lyapunov.history import History, Measurement, key_of
 
 if TYPE_CHECKING:
@@ -120,18 +121,7 @@ def write_report(
         settings=[(name, _shortened(value)) for name, value in _flat(settings or {})],
         versions=_versions(),
     )
-    return _write(page, Path(path))
-
-
-def _write(page: str, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(page, encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return path
+    return write_whole(Path(path), page.encode())
 
 
 # ------------------------------------------------------------------ numbers

@@ -239,13 +239,13 @@ def test_page_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest
     path = write_report(history([0.1]), tmp_path / "new" / "page.html", title="first")
     assert [file.name for file in path.parent.iterdir()] == ["page.html"]
 
-    def full(self: Path, text: str, **options: object) -> int:
-        with open(self, "w") as file:
-            file.write(text[:100])
+    def full(self: Path, content: bytes) -> int:
+        with open(self, "wb") as file:
+            file.write(content[:100])
         raise OSError("no space left on device")
 
     monkeypatch.setattr(report, "_pictures", lambda *_: [])
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="no space"):
         write_report(history([0.1]), path, title="second")
     assert [file.name for file in path.parent.iterdir()] == ["page.html"]

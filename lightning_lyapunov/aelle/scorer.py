@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from lightning_lyapunov.aelle.autoencoder import HEADS, AeLLE
 from lightning_lyapunov.aelle.calibration import Familiarity, Gate, Intervals, Shares
 from lightning_lyapunov.aelle.features import CONTEXT, Rows, context, quantiles
 from lightning_lyapunov.aelle.fitting import Ridge, ridge_features
+from lightning_lyapunov.files import write_whole
 from lightning_lyapunov.spectrum import LyapunovSpectrum
 
 FORMAT = "lightning_lyapunov.aelle/1"
@@ -290,10 +291,8 @@ class AeLLEScorer:
         for name, part in self._calibration().items():
             tensors |= part.tensors(name)
         metadata = {FORMAT: json.dumps(self.card)}  # one entry: their order would not be reproducible
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
         # Cloned, since a scorer of one's own may use the very tensors of its prior, which safetensors refuses.
-        save_file({key: value.contiguous().clone() for key, value in tensors.items()}, path, metadata=metadata)
-        Path(path).chmod(0o644)
+        write_whole(Path(path), save({key: value.contiguous().clone() for key, value in tensors.items()}, metadata))
 
     def _calibration(self) -> dict[str, Gate | Intervals | Familiarity]:
         return {

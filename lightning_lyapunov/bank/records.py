@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from lightning_lyapunov.bank.population import CHECKPOINTS, METRICS, SECOND_PROBE
 from lightning_lyapunov.bank.tasks import TASKS
+from lightning_lyapunov.files import write_whole
 
 FORMAT = "lightning_lyapunov.bank/1"
 BEST_QUANTILE = 0.99
@@ -161,11 +161,7 @@ def _unflat(flat: Tensor, sizes: Sequence[int], rows: int) -> list[Tensor]:
 
 
 def _write(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    content = save({k: v.contiguous() for k, v in tensors.items()}, metadata={"format": FORMAT, **metadata})
-    unfinished.write_bytes(content)  # save_file would hide it from other users, and with it the bank of the wheel
-    unfinished.replace(path)
+    write_whole(path, save({k: v.contiguous() for k, v in tensors.items()}, metadata={"format": FORMAT, **metadata}))
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
