@@ -40,7 +40,7 @@ bench: $(VENV)/plot.stamp        ## measure speed, beside other ways and package
 bank bank-report test slow: export OMP_NUM_THREADS ?= 1
 
 test: $(VENV)/test.stamp         ## run the tests, those that take seconds
-	$(RUN) pytest $(ARGS)
+	$(RUN) pytest -n 2 --dist loadfile $(ARGS)
 
 slow: $(VENV)/test.stamp         ## run the tests that take minutes
 	$(RUN) pytest -m slow $(ARGS)
