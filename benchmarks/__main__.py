@@ -73,10 +73,16 @@ class Run:
         fresh.unlink()
 
 
+PEERS_COMMAND = ("peers.py", "--rounds", "3", "--limit", "4")
+SLOWER = ("clvlib-torch", "lyapynov", "pynamicalsys", "pynamicalsys-hh")
+"""Peers that take hours at the steps of the others."""
 RUNS = (
     Run("engine", "engine-1", ("engine.py", "--threads", "1"), ("--sizes", "64", "--rounds", "2")),
     Run("engine", "engine-2", ("engine.py", "--threads", "2", "--sizes", "64", "256", "--rounds", "3"), None),
-    Run("peers", "peers", ("peers.py", "--rounds", "3", "--limit", "4"), ("--quick",)),
+    Run(
+        "peers", "peers", (*PEERS_COMMAND, "--peers", "lyapax", "chaotax", "chaotax-jit", "clvlib-numpy"), ("--quick",)
+    ),
+    Run("peers", "peers-short", (*PEERS_COMMAND, "--steps", "2048", "--peers", *SLOWER), None),
     Run("overhead", "overhead", ("overhead.py", "--threads", "1"), ("--epochs", "2")),
     Run("growth", "growth", ("growth.py", "--threads", "1"), ("--quick",)),
     Run("anatomy", "anatomy", ("anatomy.py",), ("--sizes", "64")),
@@ -278,6 +284,7 @@ def page(kept: dict[str, Any]) -> str:
         *section(kept, "anatomy", anatomy.table),
         PEERS,
         *section(kept, "peers", tables_of_peers),
+        *section(kept, "peers-short", tables_of_peers, "Those that take long: of at most 2,048 steps"),
         OVERHEAD,
         *section(kept, "overhead", overhead.table),
         *(
