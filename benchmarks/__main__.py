@@ -73,12 +73,13 @@ class Run:
         fresh.unlink()
 
 
+ON_TWO = "--sizes 64 256 --rounds 3 --seconds 0.25"
 PEERS_COMMAND = ("peers.py", "--rounds", "3", "--limit", "4")
 SLOWER = ("clvlib-torch", "lyapynov", "pynamicalsys", "pynamicalsys-hh")
 """Peers that take hours at the steps of the others."""
 RUNS = (
     Run("engine", "engine-1", ("engine.py", "--threads", "1"), ("--sizes", "64", "--rounds", "2")),
-    Run("engine", "engine-2", ("engine.py", "--threads", "2", "--sizes", "64", "256", "--rounds", "3"), None),
+    Run("engine", "engine-2", ("engine.py", "--threads", "2", *ON_TWO.split()), None),
     Run(
         "peers", "peers", (*PEERS_COMMAND, "--peers", "lyapax", "chaotax", "chaotax-jit", "clvlib-numpy"), ("--quick",)
     ),
