@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_lyapunov.features import spectrum_features
 from lightning_lyapunov.history import History, Measurement
+from lightning_lyapunov.probe import architecture_of
 from lightning_lyapunov.spectrum import LyapunovSpectrum
 
 FORMAT = "lightning_lyapunov.spectrum/1"
@@ -34,8 +35,6 @@ FEATURES = {
 
 def facts_of(result: LyapunovSpectrum, layers: dict[str, nn.Module], updates: int | None) -> dict[str, Any]:
     """Everything there is to say of a spectrum, in the units of its fields."""
-    from lightning_lyapunov.probe import architecture_of
-
     sizes = [size for layer in layers.values() if isinstance(size := getattr(layer, "hidden_size", None), int)]
     left_out = ("per_sequence", "parts", "audit")
     return {
