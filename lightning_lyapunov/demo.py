@@ -7,6 +7,8 @@ import math
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -101,6 +103,21 @@ def loaders(task: Task, seed: int) -> tuple[DataLoader[tuple[Tensor, ...]], Data
     return DataLoader(first, BATCH, shuffle=True, generator=generator), DataLoader(second, 256)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let Lightning say only what matters, and leave its log as it was."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    with warnings.catch_warnings():
+        for harmless in (".*does not have many workers", ".*treespec"):
+            warnings.filterwarnings("ignore", harmless)
+        log.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            log.setLevel(level)
+
+
 def run(directory: Path, *, hidden: int = 32, gain: float | None = None, epochs: int = 8, seed: int = 0) -> Path:
     """Train, print a line for each epoch, write the report, and say where to look.
 
@@ -114,9 +131,6 @@ def run(directory: Path, *, hidden: int = 32, gain: float | None = None, epochs:
     Returns:
         The path of the report.
     """
-    for harmless in (".*does not have many workers", ".*treespec"):
-        warnings.filterwarnings("ignore", harmless)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     torch.manual_seed(seed)
     model = Reader(hidden=hidden, gain=gain)
     lyapunov = LyapunovSpectrumCallback(
@@ -127,17 +141,18 @@ def run(directory: Path, *, hidden: int = 32, gain: float | None = None, epochs:
         figures=2,
     )
     logger = TensorBoardLogger(directory, name="demo")
-    trainer = pl.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",  # faster than a GPU for a network of this size
-        logger=logger,
-        callbacks=[lyapunov, _PrintEpochs(lyapunov)],
-        log_every_n_steps=10,
-        enable_progress_bar=sys.stderr.isatty(),
-        enable_model_summary=False,
-    )
-    start = time.perf_counter()
-    trainer.fit(model, *loaders(model.task, seed))
+    with _quiet():
+        trainer = pl.Trainer(
+            max_epochs=epochs,
+            accelerator="cpu",  # faster than a GPU for a network of this size
+            logger=logger,
+            callbacks=[lyapunov, _PrintEpochs(lyapunov)],
+            log_every_n_steps=10,
+            enable_progress_bar=sys.stderr.isatty(),
+            enable_model_summary=False,
+        )
+        start = time.perf_counter()
+        trainer.fit(model, *loaders(model.task, seed))
     print(f"\n{epochs} epochs in {time.perf_counter() - start:.0f} s. λ in nats per step, horizon in steps.\n")
     settings = {"task": model.task.name, "hidden": hidden, "gain": gain, "epochs": epochs, "seed": seed}
     page = write_report(
