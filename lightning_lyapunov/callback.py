@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,18 +15,20 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_lyapunov.aelle import AeLLEScore, AeLLEScorer
 from lightning_lyapunov.budget import Budget, Plan
 from lightning_lyapunov.diagnosis import DEAD, news
 from lightning_lyapunov.features import spectrum_features
 from lightning_lyapunov.history import History, Measurement
+from lightning_lyapunov.layers import Layers, Options
 from lightning_lyapunov.loggers.panels import Panels
 from lightning_lyapunov.loggers.trackers import log_histogram
-from lightning_lyapunov.probe import Probe, find_layers
+from lightning_lyapunov.ranks import from_rank_zero, gather
 from lightning_lyapunov.scoring import Scoring
-from lightning_lyapunov.spectrum import Frames, LyapunovSpectrum, lyapunov_spectrum
+from lightning_lyapunov.sharding import why_not
+from lightning_lyapunov.spectrum import LyapunovSpectrum
 from lightning_lyapunov.stopping import warn_of_impatience
 
 FLOOR = DEAD
@@ -53,7 +54,7 @@ class LyapunovSpectrumCallback(pl.Callback):
         module: Name of the recurrent layer to measure, or several; a cell of your own, ``(x, state) -> state``, must
             be named. All of torch's recurrent layers and cells if None.
         k: Number of leading exponents; None for the whole spectrum, whose cost grows with the cube of the state size.
-        num_sequences: Sequences measured; their spread gives the error bars.
+        num_sequences: Sequences measured, on all devices together; their spread gives the error bars.
         num_steps: Steps of each sequence, the first ones.
         transient: Steps of these that settle state and frame and do not count; if None a quarter, at most 32.
         interval: Steps between reorthonormalisations; chosen by the precision law if None.
@@ -87,12 +88,13 @@ class LyapunovSpectrumCallback(pl.Callback):
 
     Attributes:
         history: What was measured, a :class:`~lightning_lyapunov.history.History`; on rank zero.
-        spectrum: The last spectrum, with its layers; None before the first.
+        spectrum: The last spectrum, with its layers, the same on all ranks; None before the first.
         score: The last score, an :class:`~lightning_lyapunov.AeLLEScore`; None before the first; on rank zero.
 
     Raises:
         ValueError: For an argument out of range.
-        MisconfigurationException: In ``setup``, if another instance uses the same prefix.
+        MisconfigurationException: In ``setup``, if another instance uses the same prefix, or if the Trainer's strategy
+            keeps parameters in flat pieces (FSDP1, the third stage of DeepSpeed).
 
     Keys, under the prefix ``lyapunov``, with their units. A value that is unknown, because the spectrum is partial, is
     not logged.
@@ -210,11 +212,10 @@ class LyapunovSpectrumCallback(pl.Callback):
         self.history = History(prefix)
         self.spectrum: LyapunovSpectrum | None = None
         self._scoring = Scoring(scorer, performance, performance_range, prefix, self._tell_once)
-        self._probes: dict[str, _LayerProbes] = {}
+        self._layers: Layers | None = None
         self._told: set[str] = set()
         self._budget = Budget(max_overhead)
         self._panels = Panels(figures, self._warn_of_logger)
-        self._frames: dict[str, Frames] = {}
         self._seconds_at_start = 0.0  # spent measuring before this fit
         self._trained_before = 0.0  # seconds of training before this fit
         self._started: float | None = None
@@ -229,7 +230,7 @@ class LyapunovSpectrumCallback(pl.Callback):
     # ---------------------------------------------------------------- being a guest
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Find the layers and watch what drives them."""
+        """Refuse what cannot work, before anything has begun."""
         if stage != "fit":
             return
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
@@ -238,20 +239,21 @@ class LyapunovSpectrumCallback(pl.Callback):
             raise MisconfigurationException(
                 f"Two LyapunovSpectrumCallbacks use the prefix {self.prefix!r}; give one of them another prefix=."
             )
+        if (reason := why_not(trainer.strategy)) is not None:
+            raise MisconfigurationException(f"{type(self).__name__}: {reason}")
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find the layers, which ``configure_model`` may only just have made, and watch what drives them."""
         self._release()
         self._measured_at = None
         self._scoring.begin()
         if trainer.barebones:
             return  # a run without logging, made to time the training itself
         try:
-            layers, unsupported = find_layers(pl_module, self.module)
-            size = self.num_sequences, self.num_steps
-            self._probes = {name: _LayerProbes(Probe(m, *size), Probe(m, *size)) for name, m in layers.items()}
+            self._layers = Layers(pl_module, self.module, self.num_sequences, self.num_steps, self._tell_once)
         except Exception as error:
             self._warn(error)
             return
-        if unsupported:
-            self._tell_once(f"found but not measured: {'; '.join(unsupported)}.", warn=True)
         if trainer.is_global_zero:
             self._scoring.load()
             self._panels.begin(trainer.loggers, self.prefix)
@@ -293,25 +295,24 @@ class LyapunovSpectrumCallback(pl.Callback):
 
     def _release(self) -> None:
         self._trained_before, self._started = self._training_seconds(), None
-        for probes in self._probes.values():
-            probes.validation.remove()
-            probes.training.remove()
-        self._probes, self._frames = {}, {}
+        if self._layers is not None:
+            self._layers.remove()
+        self._layers = None
         self._scoring.release()
 
     # ---------------------------------------------------------------- what drives the layers
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget the inputs of an earlier validation: the layers below may have learnt since."""
-        for probes in self._probes.values():
-            probes.validation.forget()
+        if self._layers is not None:
+            self._layers.forget_validation()
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Record the first validation batches."""
-        for probes in self._probes.values():
-            probes.validation.begin_batch(keep_latest=False)
+        if self._layers is not None:
+            self._layers.begin_batch("validation")
 
     def on_validation_batch_end(
         self,
@@ -323,27 +324,26 @@ class LyapunovSpectrumCallback(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Record no more."""
-        for probes in self._probes.values():
-            probes.validation.end_batch()
+        if self._layers is not None:
+            self._layers.end_batch("validation")
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Record a training batch if it may be needed."""
-        if self._is_worth_recording(trainer, batch_idx):
-            for probes in self._probes.values():
-                probes.training.begin_batch(keep_latest=True)
+        if self._layers is not None and self._is_worth_recording(self._layers, trainer, batch_idx):
+            self._layers.begin_batch("training")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Measure within the epoch, where ``every_n_train_steps`` asks for it."""
-        for probes in self._probes.values():
-            probes.training.end_batch()
+        if self._layers is not None:
+            self._layers.end_batch("training")
         if self.every_n_train_steps is not None and self._is_due(trainer):
             self._measure_and_log(trainer, pl_module, "step")
 
-    def _is_worth_recording(self, trainer: pl.Trainer, batch_idx: int) -> bool:
+    def _is_worth_recording(self, layers: Layers, trainer: pl.Trainer, batch_idx: int) -> bool:
         """The first batch always; the last ones if no validation follows; all of them near a measurement between."""
         if batch_idx == 0:
             return True
@@ -354,7 +354,7 @@ class LyapunovSpectrumCallback(pl.Callback):
         validation_follows = (
             trainer.enable_validation and every is not None and (trainer.current_epoch + 1) % every == 0
         )
-        if validation_follows and any(probes.validation.has_recorded for probes in self._probes.values()):
+        if validation_follows and layers.have_recorded("validation"):
             return False
         return batch_idx >= trainer.num_training_batches - _RECENT or math.isinf(trainer.num_training_batches)
 
@@ -400,14 +400,13 @@ class LyapunovSpectrumCallback(pl.Callback):
         return step == 0 or self.every_n_epochs == 1 or trainer.current_epoch - epoch >= self.every_n_epochs
 
     def _has_recorded(self, trainer: pl.Trainer) -> bool:
-        """Whether inputs have reached a layer; rank zero answers for all."""
-        recorded = any(probes.have_recorded for probes in self._probes.values())
-        return bool(trainer.strategy.broadcast(recorded)) if trainer.world_size > 1 else recorded
+        """Whether inputs have reached a layer, on any rank."""
+        return self._layers is not None and any(gather(trainer, self._layers.have_recorded()))
 
-    def _affordable(self) -> Plan | None:
+    def _affordable(self, layers: Layers) -> Plan | None:
         """How much of a measurement keeps the time spent measuring within its share; None: nothing does."""
         must = self._measured_at is None or self._measured_at[0] == 0  # the first epoch, also after a resume
-        whole = self._whole_plan()
+        whole = self._whole_plan(layers)
         plan = self._budget.choose(whole, self._training_seconds(), must=must)
         if plan != whole:
             self._tell_once(
@@ -418,10 +417,9 @@ class LyapunovSpectrumCallback(pl.Callback):
             )
         return plan
 
-    def _whole_plan(self) -> Plan:
+    def _whole_plan(self, layers: Layers) -> Plan:
         """What is measured where there is no bound, in the terms of the largest layer."""
-        sizes = [_state_size(probes.validation.layer) for probes in self._probes.values()]
-        return Plan(self.num_sequences, self.k if self.k is not None else max(sizes))
+        return Plan(self.num_sequences, self.k if self.k is not None else layers.largest_state)
 
     def _training_seconds(self) -> float:
         """Seconds trained so far, those spent measuring not counted."""
@@ -433,48 +431,53 @@ class LyapunovSpectrumCallback(pl.Callback):
     # ---------------------------------------------------------------- measuring
 
     def _measure_and_log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, when: _When) -> None:
-        """Measure on rank zero and log the same on every rank."""
-        if not self._probes:
+        """Measure on all ranks together and log the same on each; rank zero decides how much, and keeps the history."""
+        if self._layers is None:
             return
-        plan, metrics = None, None
         performance = self._scoring.performance_so_far(trainer, self._measured_at)  # on every rank: it may be reduced
-        if trainer.is_global_zero and (plan := self._affordable()) is not None:
-            with trainer.profiler.profile(f"[{type(self).__name__}]measure"):  # type: ignore[attr-defined]
-                metrics = self._measure(trainer, when, performance, plan)
-        attempted = plan is not None
-        if trainer.world_size > 1:
-            attempted, metrics = trainer.strategy.broadcast((attempted, metrics))
-        if attempted:
-            self._measured_at = (trainer.global_step, trainer.current_epoch)
+        plan = from_rank_zero(trainer, self._affordable(self._layers) if trainer.is_global_zero else None)
+        if plan is None:
+            return
+        with trainer.profiler.profile(f"[{type(self).__name__}]measure"):  # type: ignore[attr-defined]
+            metrics = self._measure(trainer, self._layers, when, performance, plan)
+        self._measured_at = (trainer.global_step, trainer.current_epoch)
         if metrics is not None:
             self._log(trainer, pl_module, metrics, when)
             if trainer.is_global_zero:
                 self._tell_news()
-                self._draw_if_due(trainer)
+                self._draw_if_due(trainer, self._layers)
             for other in trainer.callbacks:  # type: ignore[attr-defined]  # who acts on it, wherever in the list
                 if hasattr(other, "on_lyapunov_measurement"):
                     other.on_lyapunov_measurement(trainer, self)
 
     def _measure(
-        self, trainer: pl.Trainer, when: _When, performance: float | None, plan: Plan
+        self, trainer: pl.Trainer, layers: Layers, when: _When, performance: float | None, plan: Plan
     ) -> dict[str, float] | None:
-        """The metrics of the weights as they are, kept in the history; None if it could not be done."""
+        """The metrics of the weights as they are, the same on all ranks; None if it could not be done."""
         start = time.perf_counter()
+        metrics = None
         try:
-            spectrum = self._spectrum_now(when, plan)
-            metrics = self._metrics(spectrum)  # reads from the device, so that the time below is all it took
-            layers = [probes.validation.layer for probes in self._probes.values() if probes.have_recorded]
-            metrics |= self._scoring.scores(spectrum, layers, trainer.global_step, performance)
+            self.spectrum = self._spectrum_now(trainer, layers, when, plan)
+            if trainer.is_global_zero:
+                found = self._metrics(self.spectrum)  # reads from the device, so that the time below is all it took
+                scores = self._scoring.scores(self.spectrum, layers.measured, trainer.global_step, performance)
+                metrics = found | scores
         except Exception as error:
             self._warn(error)
-            return None
         finally:
             seconds = time.perf_counter() - start
             self._budget.note(plan, seconds)
-        metrics[f"{self.prefix}/seconds"] = seconds
-        if trainer.global_step > 0:
-            metrics[f"{self.prefix}/overhead"] = self._budget.spent / self._training_seconds()
-        self.spectrum = spectrum
+        if metrics is not None:
+            metrics[f"{self.prefix}/seconds"] = seconds
+            if trainer.global_step > 0:
+                metrics[f"{self.prefix}/overhead"] = self._budget.spent / self._training_seconds()
+            self._keep(trainer, layers, metrics, performance)
+        return from_rank_zero(trainer, metrics)
+
+    def _keep(self, trainer: pl.Trainer, layers: Layers, metrics: dict[str, float], performance: float | None) -> None:
+        """Add the measurement to the history."""
+        spectrum = self.spectrum
+        assert spectrum is not None
         self.history.append(
             Measurement(
                 trainer.global_step,
@@ -484,7 +487,7 @@ class LyapunovSpectrumCallback(pl.Callback):
                 stderr=spectrum.stderr.float().cpu(),
                 trusted=spectrum.trusted.cpu(),
                 dimension=spectrum.dimension,
-                length=max(probes.longest for probes in self._probes.values()) or spectrum.steps + spectrum.transient,
+                length=layers.longest or spectrum.steps + spectrum.transient,
                 layers={
                     name: [float(part.exponents[0]), float(part.stderr[0])] for name, part in spectrum.parts.items()
                 },
@@ -492,44 +495,25 @@ class LyapunovSpectrumCallback(pl.Callback):
                 reached=performance,
             )
         )
-        return metrics
 
-    def _spectrum_now(self, when: _When, plan: Plan) -> LyapunovSpectrum:
-        """The union over all layers that inputs have reached."""
-        parts: dict[str, LyapunovSpectrum] = {}
-        some_recorded = any(probes.have_recorded for probes in self._probes.values())
-        for name, probes in self._probes.items():
-            if some_recorded and not probes.have_recorded:
-                self._tell_once(f"{name} is not measured: no inputs reached it in the forward pass.", warn=True)
-                continue
-            probe = probes.freshest(when)
-            try:
-                inputs, state, dimension = probe.sequences(plan.sequences)
-                k = None if self.k is None and plan.k >= dimension else min(plan.k, dimension)
-                spectrum = lyapunov_spectrum(
-                    probe.layer,
-                    inputs,
-                    state=state,
-                    k=k,
-                    transient=self._transient_of(inputs.batch_sizes),
-                    interval=self.interval,
-                    dtype=None if self.dtype is None else getattr(torch, self.dtype),
-                    tolerance=self.tolerance,
-                    frames=self._frames.setdefault(name, Frames()) if self.warm_start else None,
-                )
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
-            parts |= {f"{name}.{layer}": part for layer, part in spectrum.parts.items()} or {name: spectrum}
-        k = None if all(part.complete for part in parts.values()) and self.k is None else plan.k
-        spectrum = next(iter(parts.values())) if len(parts) == 1 else LyapunovSpectrum.union(parts, k)
+    def _spectrum_now(self, trainer: pl.Trainer, layers: Layers, when: _When, plan: Plan) -> LyapunovSpectrum:
+        """Of the inputs of validation where one has just run, since it is the same data each time; else training's."""
+        spectrum = layers.spectrum(
+            trainer,
+            "training" if when in ("step", "epoch") else "validation",
+            plan,
+            Options(
+                k=self.k,
+                transient=self.transient,
+                interval=self.interval,
+                dtype=None if self.dtype is None else getattr(torch, self.dtype),
+                tolerance=self.tolerance,
+            ),
+            warm_start=self.warm_start,
+        )
         if math.isnan(spectrum.exponents[0]):
             raise ValueError("the largest exponent is NaN: the states of the network overflow along its inputs.")
         return spectrum
-
-    def _transient_of(self, batch_sizes: Tensor) -> int:
-        """A quarter of the mean length, at most 32; what the user said, as far as the sequences are long enough."""
-        longest, mean = len(batch_sizes), int(batch_sizes.sum()) // int(batch_sizes[0])
-        return min(mean // 4, 32) if self.transient is None else min(self.transient, longest - 1)
 
     def _metrics(self, spectrum: LyapunovSpectrum) -> dict[str, float]:
         """What is logged: finite numbers only; a key whose value is unknown is left out."""
@@ -576,11 +560,11 @@ class LyapunovSpectrumCallback(pl.Callback):
         except Exception as error:
             self._tell_once(f"what the measurement means could not be told: {error}", warn=True, subject="news")
 
-    def _draw_if_due(self, trainer: pl.Trainer) -> None:
+    def _draw_if_due(self, trainer: pl.Trainer, layers: Layers) -> None:
         """Draw pictures if it is time, and if the budget leaves room for them beside the next measurement."""
         if not self._panels.is_due(trainer.loggers):
             return
-        needed = self._panels.seconds + self._budget.predicted(self._whole_plan())
+        needed = self._panels.seconds + self._budget.predicted(self._whole_plan(layers))
         if self._budget.allows(needed, self._training_seconds()):
             self._budget.spent += self._draw(trainer)
 
@@ -640,40 +624,9 @@ class LyapunovSpectrumCallback(pl.Callback):
         self._trained_before = state_dict["training_seconds"]
 
 
-@dataclass(frozen=True)
-class _LayerProbes:
-    """What one layer saw in validation, and what it saw in training."""
-
-    validation: Probe
-    training: Probe
-
-    @property
-    def have_recorded(self) -> bool:
-        return self.validation.has_recorded or self.training.has_recorded
-
-    @property
-    def longest(self) -> int:
-        """Steps of the longest sequence seen."""
-        return max(self.validation.longest, self.training.longest)
-
-    def freshest(self, when: _When) -> Probe:
-        """Validation's where one has just run, since it is the same data each time; else training's."""
-        order = [self.validation, self.training]
-        if when in ("step", "epoch"):
-            order.reverse()
-        return order[0] if order[0].has_recorded else order[1]
-
-
 def _arguments() -> set[str]:
     """What the callback can be told."""
     return set(inspect.signature(LyapunovSpectrumCallback).parameters)
-
-
-def _state_size(layer: nn.Module) -> int:
-    """About the dimension of a layer's state, of all its own layers and directions."""
-    size = int(getattr(layer, "hidden_size", 1024))
-    parts = 2 if isinstance(layer, nn.LSTM | nn.LSTMCell) else 1
-    return size * parts * int(getattr(layer, "num_layers", 1)) * (2 if getattr(layer, "bidirectional", False) else 1)
 
 
 def _logging_step(trainer: pl.Trainer, when: _When) -> int:

@@ -8,8 +8,8 @@ Exponents are in nats per step, largest first, and conditional on the driving in
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -68,6 +68,10 @@ class LyapunovSpectrum:
     ln|det J| says, in those intervals in which it was looked at."""
     parts: Mapping[str, LyapunovSpectrum] = field(default_factory=dict)
     """The layers this spectrum is the union of; empty for a single layer."""
+    lengths: Tensor | None = None
+    """(B,) steps measured of each sequence, after the transient, by which it weighs in the mean; None: all alike."""
+    columns: Tensor | None = None
+    """(K,) which column of the frame each exponent is of: close ones may be out of order there; None: in order."""
 
     @property
     def complete(self) -> bool:
@@ -133,7 +137,64 @@ class LyapunovSpectrum:
             driven=any(s.driven for s in spectra),
             volume_rate=sum(s.volume_rate for s in spectra),
             parts=dict(parts),
+            lengths=max((s._lengths for s in spectra), key=len),
         )
+
+
+    @staticmethod
+    def pooled(spectra: Sequence[LyapunovSpectrum]) -> LyapunovSpectrum:
+        """The spectrum of a map along all the sequences that it was measured along in several turns.
+
+        With the same options, ``interval`` and ``dtype`` among them, it is that of one measurement of all of them.
+
+        Args:
+            spectra: Of the same map, with as many exponents.
+
+        Raises:
+            ValueError: If there are none, or they are not alike.
+        """
+        shapes = sorted({(s.dimension, len(s.exponents), tuple(s.parts)) for s in spectra})
+        if len(shapes) != 1:
+            raise ValueError(
+                f"spectra must be of one map, with as many exponents each; got {len(spectra)} of "
+                f"{[f'{k} of {dimension} exponents' for dimension, k, _ in shapes]}."
+            )
+        first = spectra[0]
+        if len(spectra) == 1:
+            return first
+        if first.parts:
+            parts = {name: LyapunovSpectrum.pooled([s.parts[name] for s in spectra]) for name in first.parts}
+            return LyapunovSpectrum.union(parts, len(first.exponents))
+        lengths = torch.cat([s._lengths for s in spectra])
+        rates = torch.cat([s._by_column(s.per_sequence) for s in spectra])
+        mean, error = _mean_and_error(rates * lengths.unsqueeze(1), lengths)
+        exponents, order = _sorted(mean)
+        trusted = torch.stack([s._by_column(s.trusted) for s in spectra]).all(0)[order]
+        weights = [float(s._lengths.sum() / lengths.sum()) for s in spectra]
+        return replace(
+            first,
+            exponents=exponents,
+            stderr=error[order],
+            per_sequence=rates[:, order],
+            trusted=trusted & exponents.isfinite(),
+            steps=max(s.steps for s in spectra),
+            sequences=sum(s.sequences for s in spectra),
+            interval=sum(weight * s.interval for weight, s in zip(weights, spectra, strict=True)),
+            dtype=min((s.dtype for s in spectra), key=_bits),
+            volume_rate=sum(weight * s.volume_rate for weight, s in zip(weights, spectra, strict=True)),
+            audit=sum(weight * s.audit for weight, s in zip(weights, spectra, strict=True)),
+            lengths=lengths,
+            columns=order,
+        )
+
+    @property
+    def _lengths(self) -> Tensor:
+        """(B,) steps of each sequence, as weights."""
+        return torch.full_like(self.per_sequence[:, 0], self.steps) if self.lengths is None else self.lengths
+
+    def _by_column(self, values: Tensor) -> Tensor:
+        """``(..., K)`` in the order of the frame's columns."""
+        return values if self.columns is None else values[..., self.columns.argsort()]
 
 
 class Frames:
@@ -327,6 +388,8 @@ def _measure(
         driven=driven,
         volume_rate=tally.volume_rate(),
         audit=tally.audit(),
+        lengths=_in_users_order(tally.lengths, order),
+        columns=ranks,
     )
 
 
@@ -472,6 +535,11 @@ class _Tally:
         """Of the longest sequence."""
         return max(self._steps_of_sequences())
 
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) steps of each, in the type of the exponents."""
+        return torch.tensor(self._steps_of_sequences(), dtype=self._log.dtype, device=self._log.device)
+
     def _steps_of_sequences(self) -> list[int]:
         """(B,) steps of each, all its pieces together."""
         sequences = len(self._steps_of) // self._pieces
@@ -498,7 +566,7 @@ class _Tally:
     def averages(self) -> tuple[Tensor, Tensor, Tensor]:
         """Exponents ``(K,)``, their standard errors ``(K,)`` and the exponents of each sequence ``(B, K)``."""
         log = self._log.unflatten(0, (self._pieces, -1)).sum(0)
-        steps = torch.tensor(self._steps_of_sequences(), dtype=log.dtype, device=log.device)
+        steps = self.lengths
         mean, error = _mean_and_error(log, steps)
         if len(log) == 1:
             error = _mean_and_error(*self._blocks())[1]

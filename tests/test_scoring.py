@@ -403,10 +403,10 @@ def test_a_string_is_the_general_one_or_a_path(general: bool, monkeypatch: pytes
     monkeypatch.setattr(AeLLEScorer, "load", loaded)
     ours = LyapunovSpectrumCallback(max_overhead=None, **({} if general else {"scorer": "mine.safetensors"}))
     fit, model = trainer(ours), Regressor()
-    ours.setup(fit, model, "validate")
+    ours.setup(fit, model, "fit")
     assert asked == []  # not before it is needed
     state = torch.get_rng_state()
-    ours.setup(fit, model, "fit")
+    ours.on_fit_start(fit, model)
     assert asked == ["the wheel" if general else "mine.safetensors"]
     assert torch.equal(state, torch.get_rng_state())
     fit.fit(model, loader(), loader())

@@ -582,6 +582,46 @@ def test_a_direction_the_interval_lost_is_unknown_and_comes_last() -> None:
     torch.testing.assert_close(chosen.exponents, matrix.diagonal().log(), **near(1e-3))
 
 
+@pytest.mark.parametrize("kind", ["rnn", "lstm stack", "dead"])
+def test_pooled_spectra_are_those_of_one_measurement_of_all_sequences(kind: str) -> None:
+    """Of different lengths, one of them within the transient; close exponents change places from part to part."""
+    module = {
+        "rnn": network("tanh", 1, 8, gain=1.0),
+        "lstm stack": nn.LSTM(3, 4, num_layers=2).double(),
+        "dead": network("relu", 1, 6, gain=1.0),
+    }[kind]
+    inputs = torch.randn(40, 5, module.input_size, dtype=torch.float64)
+    lengths = torch.tensor([9, 40, 2, 31, 17])
+
+    def measured(rows: list[int], k: int | None) -> LyapunovSpectrum:
+        packed = pack_padded_sequence(inputs[:, rows], lengths[rows], enforce_sorted=False)
+        return lyapunov_spectrum(module, packed, transient=3, interval=1, dtype=torch.float64, k=k)
+
+    for k in (None, 3):
+        whole, pooled = (
+            measured([0, 1, 2, 3, 4], k),
+            LyapunovSpectrum.pooled([measured([0, 1], k), measured([2, 3, 4], k)]),
+        )
+        close = {"rtol": 0, "atol": 1e-12, "equal_nan": True}
+        for name in ("exponents", "stderr", "per_sequence"):
+            torch.testing.assert_close(getattr(pooled, name), getattr(whole, name), **close)
+        assert pooled.trusted.tolist() == whole.trusted.tolist()
+        assert pooled.volume_rate == pytest.approx(whole.volume_rate, abs=1e-12, nan_ok=True)
+        same = ("dimension", "steps", "sequences", "transient", "interval", "dtype", "driven", "complete")
+        assert [getattr(pooled, name) for name in same] == [getattr(whole, name) for name in same]
+        assert pooled.parts.keys() == whole.parts.keys()
+        again = LyapunovSpectrum.pooled([pooled, measured([1], k)])
+        assert again.sequences == 6 and LyapunovSpectrum.pooled([whole]) is whole
+
+
+def test_spectra_of_different_maps_are_not_pooled() -> None:
+    two, three = (lyapunov_spectrum(linear_network(torch.eye(n).double()), None, steps=5) for n in (2, 3))
+    with pytest.raises(ValueError, match=r"spectra must be of one map.*got 2 of \['2 of 2 exponents', '3 of 3"):
+        LyapunovSpectrum.pooled([two, three])
+    with pytest.raises(ValueError, match="got 0 of"):
+        LyapunovSpectrum.pooled([])
+
+
 def test_known_exponents_stand_before_dead_ones_and_those_before_unknown_ones() -> None:
     parts = {}
     for name, value in (("a", math.nan), ("b", -math.inf), ("c", -1.0), ("d", 2.0)):

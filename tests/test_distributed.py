@@ -1,0 +1,250 @@
+"""Several ranks on this machine (gloo): nobody waits for ever, all say the same, and it is the spectrum of all inputs.
+
+Oracles: the same measurement in one process; the weights of a fit without the callback.
+"""
+
+import os
+import warnings
+from multiprocessing import get_context
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from fits import Regressor
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from ranks import batches, ddp, measuring, on_ranks, rows, seeded
+from torch import Tensor, nn
+
+from lightning_lyapunov import LyapunovEarlyStopping, LyapunovSpectrumCallback, layers, lyapunov_spectrum
+from lightning_lyapunov.ranks import share_out
+from lightning_lyapunov.sharding import why_not
+
+pytestmark = [
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> None:
+    """The process that ranks are forked from, with all imports done."""
+    here = os.path.dirname(__file__)
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = here if before is None else f"{here}{os.pathsep}{before}"
+    try:
+        context = get_context("forkserver")
+        context.set_forkserver_preload(["ranks", "test_distributed"])
+        process = context.Process(target=int)
+        process.start()
+        process.join()
+    finally:
+        os.environ.pop("PYTHONPATH")
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+
+
+def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    return torch.allclose(a.double(), b.double(), rtol=0, atol=tolerance, equal_nan=True)
+
+
+# ------------------------------------------------------------------ all say the same, of all inputs
+
+RECORDED = [5, 2, 0]
+"""Validation sequences of each rank: none on the last."""
+
+
+def fit_and_tell(rank: int, world: int, counts: list[int], options: dict[str, Any]) -> dict[str, Any]:
+    ours = measuring(**options)
+    model = seeded(lambda: Regressor(nn.GRU(3, 6, num_layers=2, batch_first=True)))
+    stock = EarlyStopping("lyapunov/max", patience=100)
+    fit = ddp(world, stock, ours, num_sanity_val_steps=1)
+    fit.fit(model, batches(16, rank), batches(counts[rank], 10 + rank))
+    keys = ("lyapunov/", "aelle/")
+    return {
+        "logged": {key: float(value) for key, value in fit.callback_metrics.items() if key.startswith(keys)},
+        "weights": {key: value.numpy() for key, value in model.rnn.state_dict().items()},
+        "exponents": ours.spectrum.exponents.numpy(),
+        "per sequence": ours.spectrum.per_sequence.numpy(),
+        "stderr": ours.spectrum.stderr.numpy(),
+        "steps": [m.step for m in ours.history],
+        "epochs": fit.current_epoch,
+    }
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_all_ranks_log_the_spectrum_of_all_their_sequences(world: int, tmp_path: Path) -> None:
+    """Oracle: one process, on the same sequences and weights; a shorter rank and an empty one count as they are."""
+    said = on_ranks(world, fit_and_tell, tmp_path, RECORDED, {"transient": 3, "scorer": "general"})
+    assert all(isinstance(rank, dict) for rank in said), said
+    for rank in said[1:]:
+        assert rank["logged"] == said[0]["logged"] and rank["epochs"] == said[0]["epochs"] == 2
+        assert rank["exponents"].tolist() == said[0]["exponents"].tolist()
+    assert said[0]["steps"] == [0, 2, 4] and said[1]["steps"] == []  # rank zero keeps the history
+    assert {"lyapunov/max", "lyapunov/rnn.l1/max", "aelle/performance"} <= said[0]["logged"].keys()
+
+    rnn = nn.GRU(3, 6, num_layers=2, batch_first=True)
+    rnn.load_state_dict({key: torch.from_numpy(value) for key, value in said[0]["weights"].items()})
+    x = torch.cat([rows(RECORDED[rank], 10 + rank)[0] for rank in range(world)])
+    alone = lyapunov_spectrum(rnn, x, transient=3, dtype=torch.float64, interval=1)
+    assert close(torch.from_numpy(said[0]["exponents"]), alone.exponents, 1e-6)
+    assert close(torch.from_numpy(said[0]["per sequence"]), alone.per_sequence, 1e-6)
+    assert close(torch.from_numpy(said[0]["stderr"]), alone.stderr, 1e-6)
+    assert said[0]["logged"]["lyapunov/max"] == pytest.approx(float(alone.exponents[0]), abs=1e-6)
+
+
+def test_sequences_are_shared_out_evenly_as_far_as_they_are_there(tmp_path: Path) -> None:
+    said = on_ranks(2, fit_and_tell, tmp_path, [8, 8], {"num_sequences": 6, "transient": 0})
+    x = torch.cat([rows(8, 10 + rank)[0][:3] for rank in range(2)])
+    rnn = nn.GRU(3, 6, num_layers=2, batch_first=True)
+    rnn.load_state_dict({key: torch.from_numpy(value) for key, value in said[0]["weights"].items()})
+    alone = lyapunov_spectrum(rnn, x, dtype=torch.float64, interval=1)
+    assert said[0]["per sequence"].shape[0] == 6 and close(
+        torch.from_numpy(said[0]["exponents"]), alone.exponents, 1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there_are", "shares"),
+    [(16, [16], [16]), (6, [8, 8], [3, 3]), (5, [8, 8], [3, 2]), (9, [0, 2, 20], [0, 2, 7]), (4, [1, 1], [1, 1])],
+)
+def test_shares_worked_by_hand(wanted: int, there_are: list[int], shares: list[int]) -> None:
+    assert share_out(wanted, there_are) == shares
+
+
+# ------------------------------------------------------------------ training is as it was, and ends together
+
+
+def stop_when_chaotic(rank: int, world: int) -> dict[str, Any]:
+    stopper = LyapunovEarlyStopping("chaotic", patience=2)
+    model = seeded(lambda: Regressor(nn.RNN(3, 6, batch_first=True), lr=1e-6))
+    with torch.no_grad():
+        for weights in model.rnn.parameters():
+            weights.zero_()
+        model.rnn.weight_hh_l0.copy_(1.5 * torch.eye(6))  # at rest in the origin, where all exponents are ln 1.5
+    fit = ddp(world, stopper, measuring(), max_epochs=10)
+    fit.fit(model, batches(16, rank), batches(8, 10 + rank))
+    return {"epochs": fit.current_epoch, "reason": stopper.reason}
+
+
+def test_all_ranks_stop_together_and_for_one_reason(tmp_path: Path) -> None:
+    first, second = on_ranks(2, stop_when_chaotic, tmp_path)
+    assert first == second and first["epochs"] == 2 and first["reason"].startswith("chaotic:")
+
+
+def weights_after(rank: int, world: int, measured: bool) -> list[list[float]]:
+    callbacks = [measuring(scorer="general"), LyapunovEarlyStopping("chaotic", patience=99)] if measured else []
+    torch.manual_seed(rank)  # of dropout; DDP copies the weights of rank zero
+    model = Regressor(nn.LSTM(3, 6, 2, dropout=0.3, batch_first=True), dropout=0.2)
+    ddp(world, *callbacks).fit(model, batches(16, rank), batches(8, 10 + rank))
+    return [p.flatten().tolist() for p in model.parameters()] + [torch.get_rng_state().tolist()]
+
+
+def test_weights_and_random_state_are_bit_identical_with_and_without(tmp_path: Path) -> None:
+    without = on_ranks(2, weights_after, tmp_path / "without", False)
+    assert on_ranks(2, weights_after, tmp_path / "with", True) == without and isinstance(without[0], list)
+
+
+# ------------------------------------------------------------------ trouble on one rank
+
+
+class Breaks(Regressor):
+    """Fails in training, on one rank."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        if self.global_rank == 1 and self.global_step == 2:
+            raise ArithmeticError("somebody else's mistake")
+        return super().training_step(batch, batch_idx)
+
+
+def with_a_measurement_that_raises(rank: int, world: int, kind: type[BaseException]) -> dict[str, Any]:
+    measure = layers.lyapunov_spectrum
+
+    def breaks(*args: Any, **kwargs: Any) -> Any:
+        if rank == 1:
+            raise kind("broken")
+        return measure(*args, **kwargs)
+
+    layers.lyapunov_spectrum = breaks
+    ours = measuring()
+    fit = ddp(world, ours)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit.fit(seeded(), batches(16, rank), batches(8, 10 + rank))
+    told = [str(warning.message) for warning in caught if "could not be measured" in str(warning.message)]
+    return {"told": told, "epochs": fit.current_epoch, "logged": [*fit.callback_metrics], "kept": len(ours.history)}
+
+
+def test_a_measurement_that_fails_on_one_rank_is_told_once_and_training_goes_on(tmp_path: Path) -> None:
+    first, second = on_ranks(2, with_a_measurement_that_raises, tmp_path, RuntimeError)
+    assert [rank["epochs"] for rank in (first, second)] == [2, 2]
+    assert len(first["told"]) == 1 and "broken (on rank 1)" in first["told"][0] and second["told"] == []
+    assert first["kept"] == 0 and not [key for key in first["logged"] if key.startswith("lyapunov")]
+
+
+def test_ctrl_c_on_one_rank_within_a_measurement_ends_both(tmp_path: Path) -> None:
+    """Oracle: nobody hangs; the other one's collective ends because its peer has left."""
+    said = on_ranks(2, with_a_measurement_that_raises, tmp_path, KeyboardInterrupt)
+    assert all(isinstance(rank, str) for rank in said), said
+
+
+def train_what_breaks(rank: int, world: int) -> None:
+    ddp(world, measuring(report=None), LyapunovEarlyStopping("chaotic")).fit(
+        seeded(Breaks), batches(16, rank), batches(8, 10 + rank)
+    )
+
+
+def test_an_exception_of_the_users_on_one_rank_ends_both_and_is_told_as_it_was(tmp_path: Path) -> None:
+    first, second = on_ranks(2, train_what_breaks, tmp_path)
+    assert second.startswith("ArithmeticError: somebody else's mistake") and isinstance(first, str)
+
+
+# ------------------------------------------------------------------ sharded parameters
+
+
+class Sharded(Regressor):
+    """Its recurrent layer is sharded by FSDP2."""
+
+    def configure_model(self) -> None:
+        from torch.distributed.fsdp import fully_shard
+
+        if not hasattr(self.rnn.weight_hh_l0, "full_tensor"):
+            fully_shard(self.rnn, mesh=self.device_mesh["data_parallel"])
+            fully_shard(self, mesh=self.device_mesh["data_parallel"])
+
+
+def fit_sharded(rank: int, world: int, measured: bool) -> dict[str, Any]:
+    strategy = ModelParallelStrategy(data_parallel_size=world, tensor_parallel_size=1, process_group_backend="gloo")
+    ours = measuring(transient=3)
+    fit = ddp(world, *([ours] if measured else []), strategy=strategy)
+    model = seeded(Sharded)
+    fit.fit(model, batches(16, rank), batches(4, 10 + rank))
+    weights = {key: value.full_tensor().detach().tolist() for key, value in model.rnn.named_parameters()}
+    told = {"weights": weights, "kinds": [type(p).__name__ for p in model.rnn.parameters()]}
+    return {**told, "exponents": ours.spectrum.exponents.tolist()} if measured else told
+
+
+def test_parameters_sharded_by_fsdp2_are_put_together(tmp_path: Path) -> None:
+    """Oracle: the whole weights and all sequences, in one process; and the weights of a fit without the callback."""
+    said = on_ranks(2, fit_sharded, tmp_path / "with", True)
+    assert all(isinstance(rank, dict) for rank in said), said
+    rnn = nn.LSTM(3, 6, batch_first=True)
+    rnn.load_state_dict({key: torch.tensor(value) for key, value in said[0]["weights"].items()})
+    x = torch.cat([rows(4, 10 + rank)[0] for rank in range(2)])
+    alone = lyapunov_spectrum(rnn, x, transient=3, dtype=torch.float64, interval=1)
+    assert close(torch.tensor(said[0]["exponents"]), alone.exponents, 1e-6)
+    without = on_ranks(2, fit_sharded, tmp_path / "without", False)
+    assert [rank["weights"] for rank in without] == [rank["weights"] for rank in said]
+
+
+def test_parameters_in_flat_pieces_are_refused_before_the_fit() -> None:
+    strategy = FSDPStrategy()
+    assert "ModelParallelStrategy" in str(why_not(strategy)) and why_not(SimpleNamespace()) is None
+    assert "DDPStrategy" in str(why_not(SimpleNamespace(zero_stage_3=True)))
+    fit = SimpleNamespace(strategy=strategy, callbacks=[])
+    with pytest.raises(MisconfigurationException, match="FSDPStrategy keeps parameters in flat pieces"):
+        LyapunovSpectrumCallback().setup(fit, pl.LightningModule(), "fit")
