@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import re
 import warnings
 from typing import Any
 
@@ -356,6 +357,45 @@ def test_nothing_stays_on_the_model() -> None:
 
 def test_pickles_before_the_fit() -> None:
     assert pickle.loads(pickle.dumps(LyapunovSpectrumCallback(k=3))).k == 3
+
+
+class Counted(torch.utils.data.Sampler[int]):
+    """Knows how often it was gone through."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __len__(self) -> int:
+        return 32
+
+    def __iter__(self) -> Any:
+        self.times += 1
+        return iter(range(32))
+
+
+def test_no_loader_is_gone_through_but_by_the_trainer() -> None:
+    data = loader().dataset
+    times = []
+    for callbacks in ([], [measure_always(scorer="general")]):
+        samplers = [Counted(), Counted()]
+        fit = trainer(*callbacks)
+        fit.fit(Regressor(), *(torch.utils.data.DataLoader(data, 8, sampler=sampler) for sampler in samplers))
+        times.append([sampler.times for sampler in samplers])
+    assert times[0] == times[1] == [2, 3]  # epochs; validations, with the sanity check
+
+
+def test_a_profiler_names_the_measurement() -> None:
+    fit = trainer(measure_always(), profiler="simple")
+    fit.fit(Regressor(), loader(), loader())
+    assert len(fit.profiler.recorded_durations["[LyapunovSpectrumCallback]measure"]) == 3
+
+
+def test_keys_are_groups_and_names_that_every_tracker_takes() -> None:
+    """MLflow's rule is the strictest: letters, digits and ``_/. -``."""
+    ours = measure_always(scorer="general")
+    trainer(ours).fit(Regressor(nn.GRU(3, 6, 2, batch_first=True)), loader(), loader())
+    keys = ours.history[-1].metrics.keys()
+    assert len(keys) > 20 and all(re.fullmatch(r"(lyapunov|aelle)/[a-zA-Z0-9_./ -]+", key) for key in keys)
 
 
 # ------------------------------------------------------------------ trouble
