@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from lightning_lyapunov.aelle.autoencoder import HEADS, AeLLE
-from lightning_lyapunov.aelle.calibration import Familiarity, Gate, Intervals, Shares
-from lightning_lyapunov.aelle.features import CONTEXT, Rows, context, quantiles
+from lightning_lyapunov.aelle.calibration import BINS, KNOTS, Familiarity, Gate, Intervals, Shares
+from lightning_lyapunov.aelle.features import CONTEXT, LEVELS, Rows, context, quantiles
 from lightning_lyapunov.aelle.fitting import Ridge, ridge_features
-from lightning_lyapunov.files import write_whole
+from lightning_lyapunov.files import reading, require, write_tensors
 from lightning_lyapunov.spectrum import LyapunovSpectrum
 
 FORMAT = "lightning_lyapunov.aelle/1"
@@ -290,9 +289,7 @@ class AeLLEScorer:
         tensors = _written(self.heads, "heads") | {"average": self.average}
         for name, part in self._calibration().items():
             tensors |= part.tensors(name)
-        metadata = {FORMAT: json.dumps(self.card)}  # one entry: their order would not be reproducible
-        # Cloned, since a scorer of one's own may use the very tensors of its prior, which safetensors refuses.
-        write_whole(Path(path), save({key: value.contiguous().clone() for key, value in tensors.items()}, metadata))
+        write_tensors(Path(path), tensors, {FORMAT: json.dumps(self.card)})
 
     def _calibration(self) -> dict[str, Gate | Intervals | Familiarity]:
         return {
@@ -308,39 +305,44 @@ class AeLLEScorer:
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is no scorer.
+            ValueError: If it is no scorer, or not as it was written.
         """
-        if not Path(path).is_file():
+        return cls._load(Path(path))
+
+    @classmethod
+    def _load(cls, path: Path, sha256: str | None = None) -> AeLLEScorer:
+        if not path.is_file():
             raise FileNotFoundError(f"path must be a file that AeLLEScorer.save wrote; there is no {path}.")
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if FORMAT not in metadata:
-                raise ValueError(f"path must be a scorer of format {FORMAT}; {path} says {', '.join(metadata)}.")
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-        return cls(
-            _read(tensors, "heads"),
-            Gate.of("gate", tensors),
-            Gate.of("baseline_gate", tensors),
-            Intervals.of("intervals", tensors),
-            Familiarity.of("familiarity", tensors),
-            tensors["average"],
-            json.loads(metadata[FORMAT]),
-        )
+        with reading(path, FORMAT, sha256) as (tensors, metadata):
+            if len(metadata) > 1:
+                raise ValueError(f"its metadata must be the card alone; got {', '.join(metadata)}")
+            require(tensors, {key: (torch.float32, shape) for key, shape in _shapes(tensors).items()})
+            _require_possible(tensors)
+            return cls(
+                _read(tensors, "heads"),
+                Gate.of("gate", tensors),
+                Gate.of("baseline_gate", tensors),
+                Intervals.of("intervals", tensors),
+                Familiarity.of("familiarity", tensors),
+                tensors["average"],
+                _card(metadata[FORMAT]),
+            )
 
     @classmethod
     def from_pretrained(cls, name: str = "general") -> AeLLEScorer:
         """A scorer that comes with the package: no network, no pickle, no random state.
 
         Raises:
-            ValueError: If there is none of this name.
+            ValueError: If there is none of this name, or it is not the one that its card tells of.
         """
         folder = files("lightning_lyapunov.aelle") / "weights"
         if not (folder / f"{name}.safetensors").is_file():
             found = [f.name for f in folder.iterdir()] if folder.is_dir() else []
             there = sorted(f.removesuffix(".safetensors") for f in found if f.endswith(".safetensors"))
             raise ValueError(f"name must be one of {', '.join(there)}; got {name!r}.")
+        told = re.search("sha256 `([0-9a-f]{64})`", (folder / f"{name}.md").read_text("utf-8"))
         with as_file(folder / f"{name}.safetensors") as path:
-            return cls.load(path)
+            return cls._load(path, told and told[1])
 
 
 def predicted_performance(
@@ -375,6 +377,9 @@ def without_spectrum(rows: Rows) -> Rows:
     return Rows(torch.full_like(rows.spectrum, math.nan), rows.context)
 
 
+# ------------------------------------------------------------------ what a file holds
+
+
 def _written(heads: Heads, name: str) -> dict[str, Tensor]:
     tensors = heads.shares.tensors(f"{name}.shares")
     tensors |= {} if heads.prior is None else _written(heads.prior, f"{name}.prior")
@@ -387,12 +392,85 @@ def _written(heads: Heads, name: str) -> dict[str, Tensor]:
 
 def _read(tensors: Mapping[str, Tensor], name: str) -> Heads:
     models: list[AeLLE] = []
-    while any(key.startswith(prefix := f"{name}.model.{len(models)}.") for key in tensors):
+    while _has_model(tensors, name, len(models)):
+        prefix = f"{name}.model.{len(models)}."
         state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         models.append(AeLLE.from_state(state))
     return Heads(
         models,
         {kind: Ridge.of(f"{name}.ridge.{kind}", tensors) for kind in RIDGES},
         Shares.of(f"{name}.shares", tensors),
-        _read(tensors, f"{name}.prior") if any(key.startswith(f"{name}.prior.") for key in tensors) else None,
+        _read(tensors, f"{name}.prior") if _has_prior(tensors, name) else None,
     )
+
+
+def _has_model(tensors: Mapping[str, Tensor], name: str, number: int) -> bool:
+    return any(key.startswith(f"{name}.model.{number}.") for key in tensors)
+
+
+def _has_prior(tensors: Mapping[str, Tensor], name: str) -> bool:
+    return any(key.startswith(f"{name}.prior.") for key in tensors)
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """What the shapes of a scorer's tensors must be, given those from which its own sizes are read."""
+    seen, knots = LEVELS + 1, len(KNOTS)
+    references, components = tensors["familiarity.reference"].shape
+    return {
+        **{f"{gate}.{part.name}": (knots,) for gate in ("gate", "baseline_gate") for part in fields(Gate)},
+        "intervals.quantiles": (8, knots, BINS, 2),
+        "intervals.spread": (2,),
+        "familiarity.centre": (seen,),
+        "familiarity.components": (seen, components),
+        "familiarity.reference": (references, components),
+        "familiarity.distances": (tensors["familiarity.distances"].numel(),),
+        "familiarity.sizes": (2,),
+        "average": (len(HEADS),),
+        **_shapes_of_heads(tensors, "heads"),
+    }
+
+
+def _shapes_of_heads(tensors: Mapping[str, Tensor], name: str) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {f"{name}.shares.table": (6, len(KNOTS), len(HEADS))}
+    more = 0
+    if _has_prior(tensors, name):
+        shapes |= _shapes_of_heads(tensors, f"{name}.prior")
+        more = STABILITY  # the prior's predictions, as features
+    nothing = Rows(torch.full((1, LEVELS + 1), math.nan), torch.full((1, len(CONTEXT)), math.nan))
+    for kind in RIDGES:
+        size = features_for(kind, nothing, None).shape[1] + more
+        ridge = f"{name}.ridge.{kind}"
+        shapes |= {f"{ridge}.centre": (size,), f"{ridge}.spread": (size,)}
+        shapes[f"{ridge}.coefficients"] = (size + 1, len(HEADS))
+    models = 0
+    while models == 0 or _has_model(tensors, name, models):
+        latent, width = tensors[f"{name}.model.{models}.encoder.2.weight"].shape
+        with torch.device("meta"):
+            weights = AeLLE(latent, width).state_dict()
+        shapes |= {f"{name}.model.{models}.{key}": tuple(weight.shape) for key, weight in weights.items()}
+        models += 1
+    return shapes
+
+
+def _require_possible(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse numbers that no fit leaves: a head may be unknown, and a range without end, but no weight."""
+    for key, value in tensors.items():
+        what = key.rpartition(".")[2]
+        if value.numel() == 0:
+            raise ValueError(f"{key} must hold something")
+        if what in ("average", "coefficients", "trust", "offset", "slope"):
+            continue
+        if value.isnan().any() or (value.isinf().any() and what not in ("spread", "sizes", "distances")):
+            raise ValueError(f"{key} must hold finite numbers")
+
+
+def _card(text: str) -> dict[str, Any]:
+    """A card with what scores are made from."""
+    card = json.loads(text)
+    worst, best = card["performance_range"]
+    is_known = all(type(n) in (int, float) and math.isfinite(n) for n in (worst, best, card["scale"]))
+    if not is_known or not 0 < best - worst < math.inf or card["scale"] <= 0:
+        raise ValueError("its card must give a performance_range of two numbers that rise, and a scale above 0")
+    if not isinstance(card["kinds"], list) or not all(isinstance(kind, str) for kind in card["kinds"]):
+        raise ValueError("its card must give kinds as a list of names")
+    return dict(card)

@@ -23,7 +23,7 @@ def build_bank(
 ) -> None:
     """Train the bank's networks that are missing, then write one compact file of all: hours.
 
-    Interrupted at any moment, the same command goes on.
+    Interrupted at any moment, the same command goes on. Several may share a directory and so the work.
 
     Args:
         directory: Where the records of populations are, and go; on a cluster, a place that all machines share.
@@ -33,9 +33,10 @@ def build_bank(
         backend: Who runs them: loky, processes of this machine; ray or dask, the cluster that RAY_ADDRESS or
             DASK_SCHEDULER_ADDRESS names, else one on this machine.
     """
+    populations = smoke_plan() if smoke else plan()
     with _backend(backend):
-        build(smoke_plan() if smoke else plan(), directory, jobs)
-    bank = collect(directory)
+        build(populations, directory, jobs)
+    bank = collect(directory, expected=[population.name for population in populations])
     compact = compact or directory.with_suffix(".safetensors")
     bank.save(compact)
     families = len(set(bank.column("family")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 
 from lightning_lyapunov.bank.cells import CELLS, UNKNOWN_CELLS
 from lightning_lyapunov.bank.population import Population, run
-from lightning_lyapunov.bank.records import write_record
+from lightning_lyapunov.bank.records import read_record, write_record
 from lightning_lyapunov.bank.tasks import TASKS
 
 SIZES = {16: 9, 32: 10}
@@ -60,8 +61,10 @@ def smoke_plan() -> list[Population]:
 def build(populations: Sequence[Population], directory: Path, jobs: int = -1) -> None:
     """Train the populations that have no record in a directory yet.
 
-    Interrupted at any moment, the next call goes on: a record is written whole or not at all. joblib's backend is
-    the caller's choice (``with joblib.parallel_config("ray"): build(...)``).
+    Interrupted at any moment, the next call goes on: a record is written whole or not at all. One that is not as it was
+    written, or of other networks, is told in a warning and made again. Several builds may share a directory: each takes
+    the populations in an order of its own and looks again before it begins one, so that few are trained twice.
+    joblib's backend is the caller's choice (``with joblib.parallel_config("ray"): build(...)``).
 
     Args:
         populations: What to train.
@@ -70,7 +73,14 @@ def build(populations: Sequence[Population], directory: Path, jobs: int = -1) ->
     """
     import joblib
 
-    missing = [population for population in populations if not _record(directory, population).exists()]
+    missing = []
+    for population in populations:
+        fault = _fault(population, directory)
+        if fault is not None:
+            missing.append(population)
+        if fault:
+            warnings.warn(f"{fault} {population.name} is trained again.", stacklevel=2)
+    random.Random().shuffle(missing)
     finished = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(
         joblib.delayed(_run_and_write)(population, directory) for population in missing
     )
@@ -81,9 +91,26 @@ def _record(directory: Path, population: Population) -> Path:
     return directory / f"{population.name}.safetensors"
 
 
+def _fault(population: Population, directory: Path) -> str | None:
+    """What is wrong with a population's record: nothing to tell if there is none yet, None if it is there and whole."""
+    path = _record(directory, population)
+    try:
+        networks = read_record(path)["networks"]
+    except FileNotFoundError:
+        return ""
+    except ValueError as error:
+        return str(error)
+    expected = [
+        (population.task, population.cell, population.hidden_size, population.seed, n) for n in population.draws
+    ]
+    found = [tuple(network[key] for key in ("task", "cell", "hidden_size", "seed", "number")) for network in networks]
+    return None if found == expected else f"{path} is of {len(found)} networks that are not those of this population."
+
+
 def _run_and_write(population: Population, directory: Path) -> str:
-    torch.set_num_threads(1)
-    write_record(run(population), _record(directory, population))
+    if _fault(population, directory) is not None:  # unless another build has made it meanwhile
+        torch.set_num_threads(1)
+        write_record(run(population), _record(directory, population))
     return population.name
 
 

@@ -12,6 +12,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from lightning_lyapunov.bank.evaluation import (
 from lightning_lyapunov.bank.population import CHECKPOINTS, SECOND_PROBE
 from lightning_lyapunov.bank.records import Bank
 from lightning_lyapunov.bank.tasks import SET_ASIDE
+from lightning_lyapunov.files import write_whole
 
 CELL = (*ARCHITECTURES, "log_size")
 
@@ -490,9 +492,10 @@ def write_report(bank: Bank, weights: Path, page: Path, picture: Path) -> None:
         lines += [f"After {updates} updates, by the scorer that ships:", ""]
         lines += [one_by_one(score_table(aside, updates, torch.ones(len(aside.table), dtype=torch.bool))), ""]
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text("\n".join(lines).rstrip() + "\n")
-    draw(tables, by_family).savefig(picture)
-    weights.with_suffix(".md").write_text(card(scorer, weights, in_short, by_family, page.name))
+    write_whole(page, ("\n".join(lines).rstrip() + "\n").encode())
+    draw(tables, by_family).savefig(buffer := BytesIO(), format=picture.suffix[1:] or "png")
+    write_whole(picture, buffer.getvalue())
+    write_whole(weights.with_suffix(".md"), card(scorer, weights, in_short, by_family, page.name).encode())
 
 
 def card(scorer: AeLLEScorer, weights: Path, in_short: list[str], by_family: Evaluation, report: str) -> str:

@@ -9,7 +9,7 @@ import math
 import pickle
 import sys
 from ast import literal_eval
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,11 @@ from lightning_lyapunov.cli.writing import one_line
 from lightning_lyapunov.history import History
 from lightning_lyapunov.spectrum import LyapunovSpectrum
 
+FACTS: dict[str, Callable[[Any], Any]] = {
+    "dimension": int, "steps": int, "sequences": int, "transient": int, "interval": float, "driven": bool,
+}  # fmt: skip
+"""What a file tells of how a spectrum was measured."""
+
 
 def existing(file: Path) -> Path:
     """A path, which must be that of a file."""
@@ -31,19 +36,20 @@ def existing(file: Path) -> Path:
 
 def loaded(file: Path, trust_pickle: bool) -> Any:
     """What ``torch.save`` wrote; without trust tensors and plain values only."""
-    try:
-        return torch.load(existing(file), map_location="cpu", weights_only=not trust_pickle)
-    except pickle.UnpicklingError as error:
-        if trust_pickle:
-            raise ValueError(f"{file} is no file of torch.save.") from error
-        raise ValueError(
-            f"{file} holds more than tensors and plain values, or is no file of torch.save. To read it would run code "
-            "in it: if you trust where it comes from, add --trust-pickle."
-        ) from error
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{file} holds objects of classes that cannot be imported from here: {error}.") from error
-    except (RuntimeError, EOFError) as error:
-        raise ValueError(f"{file} is no file that torch.save wrote whole: {one_line(error)}") from error
+    with existing(file).open("rb") as stream:
+        try:
+            return torch.load(stream, map_location="cpu", weights_only=not trust_pickle)
+        except pickle.UnpicklingError as error:
+            if trust_pickle:
+                raise ValueError(f"{file} is no file of torch.save.") from error
+            raise ValueError(
+                f"{file} holds more than tensors and plain values, or is no file of torch.save. To read it would run "
+                "code in it: if you trust where it comes from, add --trust-pickle."
+            ) from error
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"{file} holds objects of classes that cannot be imported from here: {error}.") from error
+        except Exception as error:  # whatever a damaged file makes the parsers raise
+            raise ValueError(f"{file} is no file that torch.save wrote whole: {one_line(error)}") from error
 
 
 def network_of(
@@ -93,9 +99,7 @@ def _imported(model: str) -> Any:
 def array_of(file: Path) -> Tensor:
     """One array of at least two axes, from .npy or .pt."""
     if existing(file).suffix == ".npy":
-        import numpy as np
-
-        values: Any = torch.from_numpy(np.load(file, allow_pickle=False))
+        values: Any = _numpy_array(file)
     else:
         values = loaded(file, trust_pickle=False)
     if not isinstance(values, Tensor) or values.dim() < 2:
@@ -104,15 +108,33 @@ def array_of(file: Path) -> Tensor:
     return values
 
 
+def _numpy_array(file: Path) -> Tensor:
+    import numpy as np
+
+    try:
+        # Mapped first, since this compares the size that the file claims with its own before memory is taken.
+        with np.errstate(over="raise"):
+            return torch.from_numpy(np.array(np.lib.format.open_memmap(file, mode="r")))
+    except OSError:
+        raise
+    except Exception as error:  # whatever a damaged file makes the parsers raise
+        raise ValueError(
+            f"inputs must be one array of numbers as numpy.save writes it; {file}: {one_line(error)}"
+        ) from error
+
+
 def history_of(content: Any, file: Path, prefix: str | None) -> History:
     """The history of the callback with a prefix, or of the only one."""
-    states = content.get("callbacks", {}) if isinstance(content, dict) else {}
     name = "LyapunovSpectrumCallback"
-    found = {
-        literal_eval(key.removeprefix(name))["prefix"]: state["history"]
-        for key, state in states.items()
-        if key.startswith(f"{name}{{")
-    }
+    try:
+        states = content.get("callbacks", {}) if isinstance(content, dict) else {}
+        found = {
+            str(literal_eval(key.removeprefix(name))["prefix"]): state["history"]
+            for key, state in states.items()
+            if key.startswith(f"{name}{{")
+        }
+    except Exception as error:  # whatever a foreign file makes the parser of keys raise
+        raise ValueError(f"checkpoint: {file} holds a state of no {name}: {one_line(error)}") from error
     if not found:
         raise ValueError(f"checkpoint: {file} has no state of a {name}; was the Trainer given one?")
     if prefix is None and len(found) == 1:
@@ -134,17 +156,22 @@ def spectrum_of(file: Path) -> tuple[LyapunovSpectrum | Tensor, Mapping[str, Any
         if isinstance(content, list):
             return _numbers(content), {}
         exponents = _numbers(content["exponents"])
-        unknown = exponents.new_full((content["sequences"], len(exponents)), math.nan)
+        facts = {name: kind(content[name]) for name, kind in FACTS.items()}
+        unknown = exponents.new_full((1, 1), math.nan)
         result = LyapunovSpectrum(
             exponents=exponents,
             stderr=_numbers(content["stderr"]),
-            per_sequence=unknown,
+            per_sequence=unknown.expand(facts["sequences"], len(exponents)),  # takes no memory, whatever is claimed
             trusted=torch.tensor(content["trusted"], dtype=torch.bool),
-            dtype=getattr(torch, content["dtype"]),
+            dtype={"float32": torch.float32, "float64": torch.float64}[content["dtype"]],
             volume_rate=_number(content["volume_rate"]),
-            **{name: content[name] for name in ("dimension", "steps", "sequences", "transient", "interval", "driven")},
+            **facts,
         )
-    except (KeyError, TypeError, ValueError) as error:
+        if not len(exponents) == len(result.stderr) == len(result.trusted) <= result.dimension or result.sequences < 1:
+            raise ValueError(
+                "exponents, stderr and trusted must be of one length, at most dimension; sequences 1 or more"
+            )
+    except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ValueError(
             f'file must hold what "spectrum --format json" writes, or a JSON list of exponents; {file}: '
             f"{type(error).__name__}: {one_line(error)}"

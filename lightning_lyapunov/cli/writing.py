@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Iterator
 from dataclasses import fields
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lyapunov.features import spectrum_features
+from lightning_lyapunov.files import write_whole
 from lightning_lyapunov.history import History, Measurement
 from lightning_lyapunov.probe import architecture_of
 from lightning_lyapunov.spectrum import LyapunovSpectrum
@@ -102,8 +104,7 @@ def write(text: str, output: Path | None) -> None:
     if output is None:
         print(text)
     else:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(f"{text}\n", encoding="utf-8")
+        write_whole(output, f"{text}\n".encode())
         tell(f"written to {output}")
 
 
@@ -131,8 +132,8 @@ def write_figure(result: LyapunovSpectrum, updates: int | None, output: Path | N
     if output is None:
         figure.savefig(sys.stdout.buffer, format="png")
     else:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(output)
+        figure.savefig(buffer := BytesIO(), format=output.suffix[1:] or "png")
+        write_whole(output, buffer.getvalue())
         tell(f"written to {output}")
 
 
