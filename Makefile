@@ -4,18 +4,22 @@
 #   make bank ARGS=--smoke                      a trial of some minutes, apart from the bank that ships
 #   make bench ARGS="--only engine"             one part; ARGS=--quick is a trial of some minutes
 #   make test PYTHON=python3.12 VENV=.venv312   another interpreter, in an environment of its own
+#   make test-oldest PYTHON=python3.10          the oldest releases allowed; gigabytes, most of them for torch
 
-PYTHON ?= python3
-VENV   ?= .venv
-RUN    := $(VENV)/bin/python -m
+PYTHON      ?= python3
+VENV        ?= .venv
+CONSTRAINTS ?= constraints.txt
+RUN         := $(VENV)/bin/python -m
 
 # What the constraints hold beside the extras: torch, because a new one is a large download, worth it only on purpose,
 # and what hatchling adds for an editable install.
-HELD   := 'torch==2.13.0' 'editables~=0.3'
+HELD        := 'torch==2.13.0' 'editables~=0.3'
+# The oldest ones came before NumPy 2 (matplotlib, scikit-learn) and need pkg_resources (lightning, tensorboard).
+HELD_OLDEST := 'numpy==1.26.4' 'setuptools==80.10.2' 'editables~=0.3'
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # two installs into one environment would trip over each other
-.PHONY: help demo bank bank-report bench test slow docs lint format constraints clean
+.PHONY: help demo bank bank-report bench test test-oldest test-newest versions slow docs lint format constraints clean
 
 help:         ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+: .*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +46,18 @@ bank bank-report test slow: export OMP_NUM_THREADS ?= 1
 test: $(VENV)/test.stamp         ## run the tests, those that take seconds
 	$(RUN) pytest -n 2 --dist loadfile $(ARGS)
 
+# Each in an environment of its own, whose content is printed first.
+test-oldest:  ## run them with the oldest releases that pyproject.toml allows
+	$(MAKE) VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt versions test
+
+test-newest:  ## run them with the newest releases of everything
+	rm -f .venv-newest/test.stamp
+	$(MAKE) VENV=.venv-newest CONSTRAINTS= versions test
+
+versions: $(VENV)/test.stamp
+	$(RUN) pip --version
+	$(RUN) pip list
+
 slow: $(VENV)/test.stamp         ## run the tests that take minutes
 	$(RUN) pytest -m slow $(ARGS)
 
@@ -57,21 +73,28 @@ format: $(VENV)/dev.stamp        ## put the code into style
 	$(RUN) ruff check --fix
 	$(RUN) ruff format
 
-constraints:  ## renew constraints.txt with the newest releases (needs uv)
-	{ sed -n '/^#/p' constraints.txt && printf '%s\n' $(HELD) | \
-	  uv pip compile --quiet --universal --python-version 3.10 --extra dev --no-header --no-annotate pyproject.toml - | \
-	  grep -vE '^(cuda|nvidia|triton)'; } > constraints.new
-	mv constraints.new constraints.txt
+COMPILE := uv pip compile --quiet --python-version 3.10 --no-header --no-annotate pyproject.toml -
+PLAIN   := grep -vE '^(cuda|nvidia|triton)'
 
-clean:        ## remove the environment and what tests and builds leave; results of runs stay
-	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache
+constraints:  ## renew both constraints files with the newest releases (needs uv)
+	{ sed -n '/^#/p' constraints.txt && printf '%s\n' $(HELD) | $(COMPILE) --universal --extra dev | $(PLAIN); } \
+	  > constraints.new
+	mv constraints.new constraints.txt
+	{ sed -n '/^#/p' constraints-oldest.txt && \
+	  printf '%s\n' $(HELD_OLDEST) | $(COMPILE) --resolution lowest-direct --extra test | $(PLAIN); } > constraints.new
+	mv constraints.new constraints-oldest.txt
+
+clean:        ## remove the environments and what tests and builds leave; results of runs stay
+	rm -rf $(VENV) .venv-oldest .venv-newest build dist site .pytest_cache .mypy_cache .ruff_cache
 
 # One stamp for each extra of pyproject.toml: installed once, and again when what it was made from changes.
 # The constraints go in as variables because these reach the isolated build too, under the name each pip knows.
-$(VENV)/%.stamp: pyproject.toml constraints.txt | $(VENV)/bin/pip
+# Without constraints everything is brought to its newest release.
+$(VENV)/%.stamp: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/pip
 	@echo "Installing lightning-lyapunov[$*] into $(VENV); the first time this takes minutes, most of them for torch."
-	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
-	  $(RUN) pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	PIP_CONSTRAINT=$(CONSTRAINTS) PIP_BUILD_CONSTRAINT=$(CONSTRAINTS) \
+	  $(RUN) pip install --quiet --disable-pip-version-check \
+	  $(if $(CONSTRAINTS),,--upgrade --upgrade-strategy eager) --editable '.[$*]'
 	@touch $@
 
 $(VENV)/bin/pip:

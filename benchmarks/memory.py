@@ -1,7 +1,8 @@
 """Peak memory of long measurements of large networks: it does not grow with the steps, but for the inputs themselves.
 
 Each is made in a process of its own, after a short one that loads what is loaded once; printed is by how much the peak
-of the process's memory grew, beside the bound of docs/speed.md. Usage: python benchmarks/memory.py
+of the process's memory grew, beside the bound of docs/speed.md. Linux and macOS say what the peak was; Windows does not
+to Python alone. Usage: python benchmarks/memory.py
 """
 
 from __future__ import annotations
@@ -37,6 +38,11 @@ def bound(cell: str, hidden: int, steps: int, sequences: int, k: int | None) -> 
     return 8.0 * (inputs + weights + stretch + frames)
 
 
+def peak() -> int:
+    """Most bytes of memory that this process ever had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def measure(case: tuple[str, int, int, int, int | None]) -> None:
     """Print by how many bytes the peak grew."""
     cell, hidden, steps, sequences, k = case
@@ -44,9 +50,9 @@ def measure(case: tuple[str, int, int, int, int | None]) -> None:
     layer = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}[cell]
     inputs = torch.randn(steps, sequences, INPUT)
     lyapunov_spectrum(layer(INPUT, 16), inputs[:64], k=4)
-    module, before = layer(INPUT, hidden), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    module, before = layer(INPUT, hidden), peak()
     lyapunov_spectrum(module, inputs, k=k)
-    print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+    print(peak() - before)
 
 
 if __name__ == "__main__":

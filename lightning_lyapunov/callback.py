@@ -21,7 +21,7 @@ from lightning_lyapunov.aelle import AeLLEScore, AeLLEScorer
 from lightning_lyapunov.budget import Budget, Plan
 from lightning_lyapunov.diagnosis import DEAD, news
 from lightning_lyapunov.features import spectrum_features
-from lightning_lyapunov.history import History, Measurement
+from lightning_lyapunov.history import History, Measurement, read_state
 from lightning_lyapunov.layers import Layers, Options
 from lightning_lyapunov.loggers.panels import Panels
 from lightning_lyapunov.loggers.trackers import log_histogram
@@ -511,7 +511,7 @@ class LyapunovSpectrumCallback(pl.Callback):
             ),
             warm_start=self.warm_start,
         )
-        if math.isnan(spectrum.exponents[0]):
+        if any(part.exponents[0].isnan() for part in (spectrum, *spectrum.parts.values())):
             raise ValueError("the largest exponent is NaN: the states of the network overflow along its inputs.")
         return spectrum
 
@@ -615,13 +615,26 @@ class LyapunovSpectrumCallback(pl.Callback):
             "history": self.history.state_dict(),
             "measuring_seconds": self._budget.spent,
             "training_seconds": self._training_seconds(),
+            "costs": [[plan.sequences, plan.k, seconds] for plan, seconds in self._budget.costs.items()],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self.history.load_state_dict(state_dict["history"])
-        self._budget.spent = self._seconds_at_start = state_dict["measuring_seconds"]
-        self._trained_before = state_dict["training_seconds"]
+        """Go on from a checkpoint, with as much of it as another version of this package wrote and this one knows."""
+        kinds = {"history": object, "measuring_seconds": float, "training_seconds": float, "costs": list}
+        known, amiss = read_state(state_dict, kinds, "state")
+        amiss_in_history = self.history.load_state_dict(known.get("history", {}))
+        amiss += amiss_in_history if "history" in known else []
+        self._budget.spent = self._seconds_at_start = known.get("measuring_seconds", 0.0)
+        self._trained_before = known.get("training_seconds", 0.0)
+        costs = [c for c in known.get("costs", []) if isinstance(c, list) and [*map(type, c)] == [int, int, float]]
+        self._budget.costs = {Plan(sequences, k): seconds for sequences, k, seconds in costs}
+        if amiss:
+            self._tell_once(
+                f"the checkpoint is of another version of this package ({'; '.join(amiss)}); what it lacks begins "
+                "anew.",
+                warn=True,
+                subject="state",
+            )
 
 
 def _arguments() -> set[str]:

@@ -75,6 +75,8 @@ def spectrum_features(spectrum: LyapunovSpectrum) -> dict[str, float]:
     """
     values, complete = _sorted_values(spectrum, True)
     top, error = float(spectrum.exponents[0]), float(spectrum.stderr[0])
+    if any(part.exponents[0].isnan() for part in spectrum.layers.values()):
+        top = error = math.nan  # that of a layer that has overflowed may well be the largest
     total = sum(values) if complete else math.nan
     return {
         "max": top,

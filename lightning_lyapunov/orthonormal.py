@@ -6,8 +6,10 @@ about
 
 .. math:: \delta\lambda_i \approx 30\,u\, e^{g_i}, \qquad g_i = \max_{\text{intervals}} (\ln R_{11} - \ln R_{ii}),
 
-with *u* the unit roundoff and *g* the *gap* that direction fell behind within one interval. Keeping the gap under
-:func:`gap_budget` keeps the error under :data:`TOLERANCE`; an exponent whose gap stayed there is *trusted*.
+with *u* the unit roundoff and *g* the *gap* that direction fell behind within one interval; behind the length of
+the tangents, where that is more than :math:`R_{11}`, as it is where the fastest direction all but dies. Keeping the gap
+under :func:`gap_budget` keeps the error under :data:`TOLERANCE`; an exponent whose gap stayed there, and whose
+predecessors' did, is *trusted*.
 
 Two ways lead to the same triangle. :func:`by_householder` is exact to rounding. :func:`by_blocks` is all products of
 matrices and two to three times faster where there are enough directions and sequences: blocks of :data:`LEAF` are made
@@ -53,59 +55,68 @@ def by_householder(tangents: Tensor) -> tuple[Tensor, Tensor]:
     return frame, r.diagonal(dim1=-2, dim2=-1).abs()
 
 
-def by_blocks(tangents: Tensor, failed: Tensor) -> tuple[Tensor, Tensor]:
+def by_blocks(tangents: Tensor, failed: Tensor, squares: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The same by recursive block Gram-Schmidt; nothing is read from the device.
 
     Args:
         tangents: ``(B, D, K)``; overwritten where their columns are contiguous.
         failed: (B,) int32, set to other than 0 for sequences in which a block was not positive definite: their frame
             and diagonal are nonsense.
+        squares: ``(B, K)``, set to the squared lengths of what blocks were made orthonormal from, where that was by
+            Cholesky: a pivot that is nothing but rounding is known by them.
     """
     rows = tangents.mT.contiguous()
     diagonal = rows.new_empty(rows.shape[:2])
-    _orthonormalise_rows(rows, diagonal, failed, with_last=rows.shape[1] > LEAF)
+    squares = torch.empty_like(diagonal) if squares is None else squares
+    _orthonormalise_rows(rows, diagonal, squares, failed, with_last=rows.shape[1] > LEAF)
     return rows.mT, diagonal
 
 
-def _orthonormalise_rows(rows: Tensor, diagonal: Tensor, failed: Tensor, *, with_last: bool) -> None:
+def _orthonormalise_rows(rows: Tensor, diagonal: Tensor, squares: Tensor, failed: Tensor, *, with_last: bool) -> None:
     """Make rows ``(B, K, D)`` orthonormal in place, first to last; the last block, if it is here, by Householder."""
     k = rows.shape[1]
     if k > LEAF:
         middle = (k // 2 + LEAF - 1) // LEAF * LEAF
         first, rest = rows[:, :middle], rows[:, middle:]
-        _orthonormalise_rows(first, diagonal[:, :middle], failed, with_last=False)
+        _orthonormalise_rows(first, diagonal[:, :middle], squares[:, :middle], failed, with_last=False)
         rest.baddbmm_(rest @ first.mT, first, alpha=-1)
-        _orthonormalise_rows(rest, diagonal[:, middle:], failed, with_last=with_last)
+        _orthonormalise_rows(rest, diagonal[:, middle:], squares[:, middle:], failed, with_last=with_last)
         return
     if with_last:
         frame, size = by_householder(rows.mT)
         rows.copy_(frame.mT)
         diagonal.copy_(size)
         return
-    triangle, info = torch.linalg.cholesky_ex(rows @ rows.mT)
+    gram = rows @ rows.mT
+    triangle, info = torch.linalg.cholesky_ex(gram)
     failed.bitwise_or_(info)
+    squares.copy_(gram.diagonal(dim1=-2, dim2=-1))
     diagonal.copy_(triangle.diagonal(dim1=-2, dim2=-1))
     # From the right and on columns, which is how LAPACK holds them: four times faster than from the left.
     rows.copy_(torch.linalg.solve_triangular(triangle.mT, rows.mT, upper=True, left=False).mT)
 
 
-def growth(diagonal: Tensor, steps: Sequence[int], size: int) -> Tensor:
+def growth(diagonal: Tensor, steps: Sequence[int], size: int, length: Tensor | None = None) -> Tensor:
     r"""Logarithms of :math:`|R_{ii}|` in float64, told apart from what is not known.
 
-    A direction below the rounding of the fastest one, or at the end of the floating range, has left no trace in the
-    tangents: after a single step its growth is :math:`-\infty` (that Jacobian is singular as far as the arithmetic can
-    see), after several it is NaN (unknown: the interval was too long). What overflowed is NaN too.
+    A direction below the rounding of the tangents, or at the end of the floating range, has left no trace in them:
+    after a single step its growth is :math:`-\infty` (that Jacobian is singular as far as the arithmetic can see),
+    after several it is NaN (unknown: the interval was too long). What overflowed is NaN too.
 
     Args:
         diagonal: ``(I, B, K)`` of I reorthonormalisations, in the type of the tangents.
         steps: (I,) steps since the one before.
         size: D, the length of a tangent vector.
+        length: ``(I, B)`` of the tangents before each, their root mean square; 0 where it is not known.
     """
     info = torch.finfo(diagonal.dtype)
     resolution = 4 * math.sqrt(size) * unit_roundoff(diagonal.dtype)
     wide = diagonal if diagonal.device.type == "mps" else diagonal.double()
     wide = wide.masked_fill(wide.isinf(), math.nan)
-    lost = wide <= (resolution * wide.amax(-1, keepdim=True)).clamp(min=info.smallest_normal / info.eps)
+    top = wide.amax(-1, keepdim=True)
+    if length is not None:  # a tangent may be long and yet all but in the span of those before it
+        top = torch.maximum(top, length.to(wide.dtype).unsqueeze(-1))
+    lost = wide <= (resolution * top).clamp(min=info.smallest_normal / info.eps)
     nothing = wide.new_full((len(steps), 1, 1), math.nan)
     for place, since in enumerate(steps):  # filled one by one: a list that is moved to a GPU makes the host wait
         if since == 1:
@@ -113,17 +124,27 @@ def growth(diagonal: Tensor, steps: Sequence[int], size: int) -> Tensor:
     return torch.where(lost, nothing, wide.log())
 
 
-def gaps(log: Tensor) -> Tensor:
-    """How far each direction fell behind the fastest within an interval, of ``(..., K)`` growth in it: as many nats."""
-    return log.nan_to_num(nan=-math.inf).amax(-1, keepdim=True) - log
+def gaps(log: Tensor, length: Tensor | None = None) -> Tensor:
+    """How far each direction fell behind the fastest within an interval, of ``(..., K)`` growth in it: as many nats.
+
+    Or behind the ``length`` ``(...)`` of the tangents, if that is more: their rounding is what it drowns in.
+    """
+    top = log.nan_to_num(nan=-math.inf).amax(-1, keepdim=True)
+    if length is not None:
+        top = torch.maximum(top, length.to(log.dtype).log().unsqueeze(-1))
+    return top - log
 
 
-def gaps_in_blocks(log: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def gaps_in_blocks(
+    log: Tensor, dtype: torch.dtype, length: Tensor | None = None, squares: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The same for growth found by :func:`by_blocks`, with what blocks leave in later directions.
 
     Args:
         log: ``(..., K)`` growth in one interval.
         dtype: Floating type of the tangents.
+        length: ``(...)`` of the tangents, their root mean square.
+        squares: ``(..., K)`` what :func:`by_blocks` sets; zeros where it sets nothing.
 
     Returns:
         The gaps ``(..., K)``; and () bool, whether some block or direction was beyond what this way can see at all, as
@@ -143,7 +164,9 @@ def gaps_in_blocks(log: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     # Where all that is left is float32, living directions fall so far behind that no way could tell them from dead.
     far = math.log(3e-2 / u) if dtype == torch.float64 else math.inf
     is_blind = (within > math.log(1e-3 / u)).any() | (across > far).any()
-    return torch.maximum(gaps(log), torch.maximum(within, across) - SLACK), is_blind
+    if squares is not None:
+        is_blind = is_blind | (squares.to(log.dtype).log() - 2 * log > math.log(1e-3 / u)).any()
+    return torch.maximum(gaps(log, length), torch.maximum(within, across) - SLACK), is_blind
 
 
 def unit_roundoff(dtype: torch.dtype) -> float:

@@ -437,9 +437,9 @@ class CellMap(Recurrence):
         state, drive = factors
         if self._forward_mode is None:
             self._forward_mode = self._has_forward_mode(state, drive, tangents)
-        if self._forward_mode:
-            return self._push_by_forward_mode(state, drive, tangents)
-        return self._push_by_reverse_mode(state, drive, tangents)
+        push = self._push_by_forward_mode if self._forward_mode else self._push_by_reverse_mode
+        # Where the state has overflowed, what rules of differentiation give need not look like it: relu's is a number.
+        return push(state, drive, tangents).masked_fill(~state.isfinite().all(-1)[:, None, None], torch.nan)
 
     def _has_forward_mode(self, state: Tensor, drive: Tensor, tangents: Tensor) -> bool:
         """Whether every operator of the cell has a forward-mode and a batching rule: tried on one tangent."""

@@ -38,7 +38,8 @@ class LyapunovSpectrum:
     """Lyapunov exponents of a driven map, with their error bars and how they were measured."""
 
     exponents: Tensor
-    """(K,) nats per step, mean over sequences, largest first; ``-inf`` for a dead direction, NaN where unknown."""
+    """(K,) nats per step, mean over sequences, largest first; ``-inf`` for a dead direction, NaN where unknown: where
+    states overflow, or where too long an interval lost a direction."""
     stderr: Tensor
     """(K,) nats per step: spread between sequences over the root of their number. For a single sequence, the spread
     between stretches of time, if there are at least 8; else NaN."""
@@ -139,7 +140,6 @@ class LyapunovSpectrum:
             parts=dict(parts),
             lengths=max((s._lengths for s in spectra), key=len),
         )
-
 
     @staticmethod
     def pooled(spectra: Sequence[LyapunovSpectrum]) -> LyapunovSpectrum:
@@ -288,8 +288,9 @@ def lyapunov_spectrum(
         The exponents ``(K,)``, each with its standard error, and how they were measured.
 
     Raises:
-        ValueError: If an argument does not fit the system, holds NaN, or leaves no step to measure; the message names
-            the argument, what it was and what would do.
+        ValueError: If an argument does not fit the system, holds NaN or infinite values, or leaves no step to measure;
+            the message names the argument, what it was and what would do. What a cell of yours raises on the way is
+            raised as it is.
 
     Source:
         Benettin et al., Meccanica 15 (1980) 9-30; compared with other methods in Geist et al., Prog. Theor. Phys. 83
@@ -361,17 +362,17 @@ def _measure(
     law = PrecisionLaw(path.recurrence.dtype, interval, may_narrow=may_narrow, limit=CHUNK)
     segments = _segments(path, transient)
     order = path.order
+    tally = _Tally(sequences, segments, k, device)
     if segments > 1:
-        path, frame = _cut(path, transient, segments, frame, law)
+        path, frame = _cut(path, transient, segments, frame, law, tally)
     elif frames is not None and (settled := frames.get(name, frame)) is not None:
         path.skip(transient)
         frame = settled
     else:
-        frame = _advance(path, transient, frame, law)
+        frame = _advance(path, transient, frame, law, tally, settling=True)
         if frames is not None and transient > 0:
             frames.keep(name, frame)
-    tally = _Tally(sequences, segments, k, device)
-    _advance(path, len(path.running), frame, law, tally, tolerance)
+    _advance(path, len(path.running), frame, law, tally, tolerance=tolerance)
     exponents, stderr, per_sequence = tally.averages()
     exponents, ranks = _sorted(exponents)
     return LyapunovSpectrum(
@@ -401,7 +402,9 @@ def _segments(path: Trajectory, transient: int) -> int:
     return max(1, min(SEGMENTS // sequences, steps // SHORTEST_SEGMENT))
 
 
-def _cut(path: Trajectory, transient: int, count: int, frame: Tensor, law: PrecisionLaw) -> tuple[Trajectory, Tensor]:
+def _cut(
+    path: Trajectory, transient: int, count: int, frame: Tensor, law: PrecisionLaw, tally: _Tally
+) -> tuple[Trajectory, Tensor]:
     """The time after the transient as ``count`` pieces, each a sequence of its own, and frames settled at their starts.
 
     The states are those of the one long path. Each frame begins anew and settles in the steps before its piece.
@@ -409,14 +412,14 @@ def _cut(path: Trajectory, transient: int, count: int, frame: Tensor, law: Preci
     inputs, sequences, total = path.inputs, len(path.initial), len(path.running)
     length = math.ceil((total - transient) / count)
     starts = [transient + i * length for i in range(count)]
-    first = _advance(path, transient, frame, law)
+    first = _advance(path, transient, frame, law, tally, settling=True)
     states = [path.state]
     for start in starts[1:]:
         path.skip(start - BURN_IN)
         states.append(path.state)
     before = torch.cat([inputs[start - BURN_IN : start] for start in starts[1:]], 1)
     settling = Trajectory(path.recurrence, before, torch.cat(states[1:]), [before.shape[1]] * BURN_IN)
-    rest = _advance(settling, BURN_IN, frame.repeat(count - 1, 1, 1), law)
+    rest = _advance(settling, BURN_IN, frame.repeat(count - 1, 1, 1), law, tally, settling=True)
     pieces = [inputs[start : start + length] for start in starts]
     missing = length - len(pieces[-1])
     pieces[-1] = torch.cat([pieces[-1], pieces[-1].new_zeros(missing, *pieces[-1].shape[1:])])
@@ -430,10 +433,12 @@ def _advance(
     stop: int,
     frame: Tensor,
     law: PrecisionLaw,
-    tally: _Tally | None = None,
+    tally: _Tally,
+    *,
+    settling: bool = False,
     tolerance: float | None = None,
 ) -> Tensor:
-    """Push the frame along the path up to a step, counting what it does if there is a tally; the frame there."""
+    """Push the frame along the path up to a step, and count what it does unless it is settling; the frame there."""
     while (start := path.time) < stop:
         factors = path.follow(min(start + law.stretch, stop))
         running = path.running[start : path.time]
@@ -441,7 +446,8 @@ def _advance(
         while law.refuses(gap, failed):
             settled, growth, gap, failed = _push(path.recurrence, factors, running, frame, law)
         frame = settled
-        if tally is not None:
+        tally.judge(growth.gap, law.dtype)
+        if not settling:
             tally.add(growth, law.dtype, running, *_volumes(path.recurrence, factors, growth, frame.shape[-1]))
             if tolerance is not None and tally.is_within(tolerance):
                 break
@@ -499,6 +505,10 @@ class _Tally:
         self._volume: Tensor | float | None = 0.0
         self._audits: list[Tensor] = []
 
+    def judge(self, gap: Tensor, dtype: torch.dtype) -> None:
+        """Trust no direction that rounding had a hand in, nor any after it, as these are what was left of it."""
+        self.trusted &= (gap.amax(0) <= gap_budget(dtype)).cummin(0).values
+
     def add(
         self,
         growth: Growth,
@@ -508,7 +518,6 @@ class _Tally:
         audited: Tensor | None,
     ) -> None:
         self._log = self._log + growth.log
-        self.trusted &= growth.gap.amax(0) <= gap_budget(dtype)
         self.dtype = min(self.dtype, dtype, key=_bits)
         self.intervals += growth.intervals
         self._pushed += len(running)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -66,7 +67,8 @@ def push_along(
     in_blocks = may_use_blocks and prefers_blocks(frame)
     sequences, size, k = frame.shape
     ends = _ends(running, interval)
-    diagonal = frame.new_ones(len(ends), sequences, k)
+    diagonal, squares = frame.new_ones(len(ends), sequences, k), frame.new_zeros(len(ends), sequences, k)
+    length = frame.new_zeros(len(ends), sequences)
     failed = torch.zeros(sequences, dtype=torch.int32, device=frame.device)
     push = recurrence.push_forward
     if k > recurrence.crossover:
@@ -78,14 +80,16 @@ def push_along(
             tuple(factor[t] if whole else factor[t, :rows] for factor in factors), frame if whole else frame[:rows]
         )
         if t + 1 == ends[place][0]:
+            torch.linalg.vector_norm(pushed, dim=(-2, -1), out=length[place, :rows])
             if in_blocks:
-                pushed, diagonal[place, :rows] = by_blocks(pushed, failed[:rows])
+                pushed, diagonal[place, :rows] = by_blocks(pushed, failed[:rows], squares[place, :rows])
             else:
                 pushed, diagonal[place, :rows] = by_householder(pushed)
             place += 1
         frame = pushed if whole else torch.cat([pushed, frame[rows:]])
-    log = growth(diagonal, [steps for _, steps in ends], size)
-    gap, is_blind = gaps_in_blocks(log, frame.dtype) if in_blocks else (gaps(log), False)
+    length = length.masked_fill(length.isinf(), 0.0) / math.sqrt(k)  # squares overflow before the tangents do
+    log = growth(diagonal, [steps for _, steps in ends], size, length)
+    gap, is_blind = gaps_in_blocks(log, frame.dtype, length, squares) if in_blocks else (gaps(log, length), False)
     return frame, Growth(
         log=log.sum(0),
         gap=gap.amax(0),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -283,7 +284,7 @@ def _sequences(
         inputs = torch.zeros(_needed(steps), batch, width, dtype=dtype, device=device)
         batch_axis = 1
     if isinstance(inputs, PackedSequence):
-        values, given = pad_packed_sequence(inputs)
+        values, given = _unpacked(inputs)
     else:
         values = _checked_tensor(inputs)
         if values.dim() not in (2, 3):
@@ -298,6 +299,20 @@ def _sequences(
     if not values.is_floating_point():
         raise ValueError(f"inputs must be of a floating type; got {values.dtype}.")
     return _cut(values, given, steps, dtype, device)
+
+
+def _unpacked(inputs: PackedSequence) -> tuple[Tensor, Tensor]:
+    """Values ``(T, B, ...)``, padded, and lengths (B,) of what need not be of torch's own packing."""
+    sizes, rows = inputs.batch_sizes.tolist(), len(inputs.data)
+    named = [len(indices) for indices in (inputs.sorted_indices, inputs.unsorted_indices) if indices is not None]
+    falls = inputs.batch_sizes.dim() == 1 and len(sizes) > 0 and all(a >= b for a, b in pairwise([*sizes, 1]))
+    if not falls or sum(sizes) != rows or any(n != sizes[0] for n in named):
+        raise ValueError(
+            f"inputs: the batch_sizes of a PackedSequence must fall from the number of its sequences to at least 1, as "
+            f"each has a step, and sum to the {rows} rows of its data; got {sizes}"
+            + (f" and the indices of {named[0]} sequences." if named else ".")
+        )
+    return pad_packed_sequence(inputs)
 
 
 def _batch_of(module: nn.Module, state: State) -> int:
@@ -406,7 +421,7 @@ def _callable_trajectory(
     if inputs is None:
         sequences = _cut(torch.zeros(_needed(steps), batch, 0, dtype=dtype, device=device), None, None, dtype, device)
     elif isinstance(inputs, PackedSequence):
-        sequences = _cut(*pad_packed_sequence(inputs), steps, dtype, device)
+        sequences = _cut(*_unpacked(inputs), steps, dtype, device)
     else:
         values = _checked_tensor(inputs)
         if values.dim() < 2:
@@ -458,7 +473,7 @@ def _runs_narrow(recurrence: CellMap, first: Tensor, state: Tensor) -> bool:
 def _template(cell: Any, inputs: Inputs | None, device: torch.device) -> State:
     """Zeros in the shape of the cell's state, as far as the cell itself can tell."""
     if isinstance(inputs, PackedSequence):
-        inputs = pad_packed_sequence(inputs)[0]
+        inputs = _unpacked(inputs)[0]
     if isinstance(inputs, Tensor) and inputs.dim() >= 2:
         try:
             first = inputs[0].to(device)

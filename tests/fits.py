@@ -1,9 +1,13 @@
 """Small Lightning models and fits for the tests of the callback."""
 
+import random
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
+from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -70,6 +74,145 @@ class Looped(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), 1e-2)
+
+
+class Varied(pl.LightningModule):
+    """A run as users have them: it can do by hand, and all at once, what the others do one by one.
+
+    It draws from every random generator there is, so that one that was moved shows in the weights, and keeps the
+    batches that it was trained on.
+
+    Args:
+        cell: "RNN", "GRU" or "LSTM", or "loop": LSTM cells called in a Python loop.
+        front: What comes before the recurrence: "linear", "dropout" (then also in it) or "batch norm".
+        frozen: Whether that part is in eval mode and does not learn.
+        optimisation: "automatic", "manual", or "several" optimisers, which is manual too.
+        chunks: Into which a sequence is cut. The state is carried over from one to the next, detached; manual
+            optimisation makes a step for each.
+        accumulate: Batches for an update, where optimisation is manual.
+        clip: Largest norm of the gradient, where optimisation is manual.
+    """
+
+    def __init__(
+        self,
+        cell: str = "LSTM",
+        front: str = "linear",
+        *,
+        frozen: bool = False,
+        optimisation: str = "automatic",
+        chunks: int = 1,
+        accumulate: int = 1,
+        clip: float | None = None,
+    ) -> None:
+        super().__init__()
+        parts: dict[str, list[nn.Module]] = {
+            "linear": [],
+            "dropout": [nn.Dropout(0.2)],
+            "batch norm": [nn.BatchNorm1d(3)],
+        }
+        self.front = nn.Sequential(nn.Linear(3, 3), *parts[front])
+        if frozen:
+            self.front.eval().requires_grad_(False)
+        within = {"num_layers": 2, "dropout": 0.3} if front == "dropout" else {}
+        self.rnn = nn.LSTMCell(3, 6) if cell == "loop" else getattr(nn, cell)(3, 6, batch_first=True, **within)
+        self.out = nn.Linear(6, 1)
+        self.optimisation, self.chunks, self.accumulate, self.clip = optimisation, chunks, accumulate, clip
+        self.automatic_optimization = optimisation == "automatic"
+        self.batches: list[Tensor] = []
+
+    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        x = self.front(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        if isinstance(self.rnn, nn.RNNBase):
+            hidden, state = self.rnn(x, state)
+            return self.out(hidden[:, -1]), state
+        for step in x.unbind(1):
+            state = self.rnn(step, state)
+        return self.out(state[0]), state
+
+    def losses(self, batch: Any) -> Iterator[Tensor]:
+        """Of each chunk."""
+        x, y = batch
+        state = None
+        for chunk in x.chunk(self.chunks, 1):
+            said, state = self(chunk, state)
+            yield (said - y).square().mean()
+            state = state.detach() if isinstance(state, Tensor) else tuple(part.detach() for part in state)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        self.batches.append(batch[0].clone())
+        noise = random.random() + float(np.random.rand()) + torch.rand(()).item()
+        losses = []
+        for loss in self.losses((batch[0] + 0.1 * noise, batch[1])):
+            losses.append(loss)
+            if not self.automatic_optimization:
+                self.manual_backward(loss / self.accumulate)
+                if (batch_idx + 1) % self.accumulate == 0:
+                    self.update()
+        loss = torch.stack(losses).mean()
+        self.log("train_loss", loss, on_step=True, on_epoch=True)
+        return loss if self.automatic_optimization else None
+
+    def update(self) -> None:
+        """One step of each optimiser, by hand."""
+        found = self.optimizers()
+        for optimizer in found if isinstance(found, list) else [found]:
+            if self.clip is not None:
+                self.clip_gradients(optimizer, gradient_clip_val=self.clip, gradient_clip_algorithm="norm")
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", torch.stack([*self.losses(batch)]).mean())
+
+    def on_train_epoch_end(self) -> None:
+        self.log("weights", self.out.weight.norm())
+
+    def configure_optimizers(self) -> Any:
+        if self.optimisation != "several":
+            return torch.optim.Adam(self.parameters(), 1e-2)
+        rest = [*self.front.parameters(), *self.out.parameters()]
+        return [torch.optim.Adam(self.rnn.parameters(), 1e-2), torch.optim.SGD(rest, 1e-2, momentum=0.9)]
+
+
+class Recorder(Logger):
+    """Keeps what is logged, and takes pictures."""
+
+    name, version = "recorder", 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[tuple[int | None, dict[str, float]]] = []
+        self.pictures: list[str] = []
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.rows.append((step, dict(metrics)))
+
+    def log_image(self, key: str, images: Sequence[Any], step: int | None = None) -> None:
+        self.pictures.append(key)
+
+
+class Resumable:
+    """The batches of a loader, in its order; after a resume it goes on with the one that comes next."""
+
+    def __init__(self, batches: DataLoader) -> None:
+        self.batches, self.next = list(batches), 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        self.next %= len(self)
+        while self.next < len(self):
+            self.next += 1
+            yield self.batches[self.next - 1]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"next": self.next}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.next = state["next"]
 
 
 def loader(

@@ -243,3 +243,12 @@ def test_marginal_directions_remember_for_ever() -> None:
     features = spectrum_features(spectrum(0.0, 0.0))
     assert features["gradient_horizon"] == INF
     assert features["unstable_fraction"] == 0.0 and features["near_zero_fraction"] == 1.0
+
+
+def test_mean_is_of_the_exponents_where_all_are_known_and_not_of_the_volume() -> None:
+    assert spectrum_features(spectrum(0.5, -1.5, volume_rate=-3.0))["mean"] == -0.5
+
+
+def test_the_last_of_the_exponents_says_whether_shares_are_known() -> None:
+    features = spectrum_features(spectrum(0.3, 0.2, -0.1, dimension=6))
+    assert features["near_zero_fraction"] == 0.0 and features["unstable_fraction"] == 2 / 6

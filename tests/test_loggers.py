@@ -1,6 +1,7 @@
 """What the loggers hold after a fit, read back from where they wrote it."""
 
 import csv
+import importlib
 import json
 import math
 import struct
@@ -14,7 +15,7 @@ import pytest
 import torch
 import wandb
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -79,9 +80,10 @@ def fitted(
     logger: Any,
     *,
     callbacks: list[pl.Callback] | None = None,
-    model: pl.LightningModule | None = None,
+    model: Any = None,
     validate: bool = True,
     callback: dict[str, Any] | None = None,
+    package: Any = pl,
     **trainer: Any,
 ) -> tuple[pl.Trainer, LyapunovSpectrumCallback]:
     """Two epochs on the CPU, the whole spectrum measured each time."""
@@ -96,7 +98,7 @@ def fitted(
         "enable_model_summary": False,
         "limit_val_batches": 2 if validate else 0,
     }
-    run = pl.Trainer(**(options | trainer), callbacks=[*(callbacks or []), monitor])
+    run = package.Trainer(**(options | trainer), callbacks=[*(callbacks or []), monitor])
     run.fit(model or Model(), data(), data() if validate else None)
     return run, monitor
 
@@ -266,15 +268,22 @@ def wandb_run(tmp_path: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 @pytest.fixture
-def wandb_logger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbLogger]:
+def wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """What makes a logger write to files alone."""
     for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR"):
         monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    settings = wandb.Settings(x_disable_stats=True, x_disable_meta=True, disable_git=True, console="off")
-    logger = WandbLogger(offline=True, save_dir=tmp_path, settings=settings)
-    yield logger
+    x = "x_" if hasattr(wandb.Settings(), "x_disable_stats") else "_"  # their names changed in 0.19
+    quiet = {f"{x}disable_stats": True, f"{x}disable_meta": True, "disable_git": True, "console": "off"}
+    settings = wandb.Settings(**quiet)
+    yield {"offline": True, "save_dir": tmp_path, "settings": settings}
     wandb.teardown()
+
+
+@pytest.fixture
+def wandb_logger(wandb_offline: dict[str, Any]) -> WandbLogger:
+    return WandbLogger(**wandb_offline)
 
 
 @pytest.mark.parametrize("validate", [True, False])
@@ -313,11 +322,114 @@ def test_wandb_histogram_of_dead_directions(tmp_path: Path, wandb_logger: WandbL
     assert sum(row["some"]["values"]) == 2 and row["trainer/global_step"] == 3
 
 
+# ---------------------------------------------------------------- MLflow
+
+
+@pytest.fixture
+def mlflow_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What makes a logger write to plain files, and tell nobody."""
+    uri = (tmp_path / "mlflow").as_uri()
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # the client sets it; put back afterwards
+    return {"tracking_uri": uri}
+
+
+def mlflow_points(logger: MLFlowLogger, key: str) -> list[tuple[int, float]]:
+    return [(point.step, point.value) for point in logger.experiment.get_metric_history(logger.run_id, key)]
+
+
+def mlflow_pictures(logger: MLFlowLogger) -> set[tuple[str, int]]:
+    """Tag and step of each, as its file is named: ``images/<tag, ~ for />+step+<step>+...png``, % where ~ was %."""
+    names = [Path(file.path).name for file in logger.experiment.list_artifacts(logger.run_id, "images")]
+    parts = [name.replace("%", "+").split("+") for name in names if name.endswith(".png")]
+    return {(tag.replace("~", "/").replace("#", "/"), int(step)) for tag, _, step, *_ in parts}
+
+
+@pytest.mark.parametrize("validate", [True, False])
+def test_mlflow_has_scalars_pictures_and_a_table_on_the_users_axis(
+    tmp_path: Path, mlflow_offline: dict[str, Any], validate: bool
+) -> None:
+    logger = MLFlowLogger(**mlflow_offline)
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        _, monitor = fitted(tmp_path, logger, validate=validate, callback={"figures": 1})
+    assert told(record) == []
+    assert not any("Replacing" in str(w.message) for w in record)  # each key is taken as it is
+    assert [step for step, _ in mlflow_points(logger, "val_loss" if validate else "train_loss")] == EPOCH_ENDS
+    for key in LATER:
+        steps = EPOCH_ENDS if key == "overhead" else [0, *EPOCH_ENDS]
+        expected = [m.metrics[f"lyapunov/{key}"] for m in monitor.history if f"lyapunov/{key}" in m.metrics]
+        found = mlflow_points(logger, f"lyapunov/{key}")
+        assert [step for step, _ in found] == steps
+        assert [value for _, value in found] == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert mlflow_pictures(logger) == {
+        (f"lyapunov_figures/{name}", step) for name in ("spectrum", "training") for step in (0, *EPOCH_ENDS)
+    }
+    table = logger.experiment.download_artifacts(logger.run_id, "lyapunov/measurements.csv", str(tmp_path))
+    header, *rows = csv.reader(Path(table).read_text(encoding="utf-8").splitlines())
+    assert header[:4] == ["update", "epoch", "skill so far", "lyapunov/max"]
+    assert [int(row[0]) for row in rows] == [m.step for m in monitor.history]
+    assert [float(row[3]) for row in rows] == [m.metrics["lyapunov/max"] for m in monitor.history]
+
+
+# ---------------------------------------------------------------- both packages of Lightning
+
+
+def model_of(package: Any) -> Any:
+    """A Trainer takes modules of its own package alone."""
+
+    class Other(package.LightningModule):
+        loss, training_step, validation_step = Model.loss, Model.training_step, Model.validation_step
+        configure_optimizers = Model.configure_optimizers
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.head = nn.LSTM(3, HIDDEN, batch_first=True), nn.Linear(HIDDEN, 1)
+
+    return Other()
+
+
+@pytest.mark.parametrize(
+    ("of_trainer", "of_loggers"),
+    [
+        ("lightning.pytorch", "pytorch_lightning"),
+        ("pytorch_lightning", "lightning.pytorch"),
+        ("pytorch_lightning", "pytorch_lightning"),
+    ],
+)
+def test_trainer_and_loggers_of_either_package(
+    tmp_path: Path, wandb_offline: dict[str, Any], mlflow_offline: dict[str, Any], of_trainer: str, of_loggers: str
+) -> None:
+    """All four trackers hold scalars, and pictures where they take them, at the same steps."""
+    package, loggers = importlib.import_module(of_trainer), importlib.import_module(f"{of_loggers}.loggers")
+    board, table = loggers.TensorBoardLogger(tmp_path), loggers.CSVLogger(tmp_path)
+    weights, flow = loggers.WandbLogger(**wandb_offline), loggers.MLFlowLogger(**mlflow_offline)
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        fitted(
+            tmp_path, [board, table, weights, flow], model=model_of(package), package=package, callback={"figures": 1}
+        )
+    wandb.finish()
+    wandb.teardown()
+    assert told(record) == []
+    steps, picture = [0, *EPOCH_ENDS], "lyapunov_figures/spectrum"
+    accumulator, (rows, _) = events(board), wandb_run(tmp_path)
+    assert list(scalars(accumulator)["lyapunov/max"]) == steps
+    assert_histogram(accumulator, steps, 2 * HIDDEN)
+    assert picture in accumulator.Tags()["images"]
+    assert [int(row["step"]) for row in csv_rows(table) if row["lyapunov/max"]] == steps
+    for key in ("lyapunov/max", "lyapunov/spectrum", picture):
+        assert [row["trainer/global_step"] for row in rows if key in row] == steps
+    assert [step for step, _ in mlflow_points(flow, "lyapunov/max")] == steps
+    assert {step for tag, step in mlflow_pictures(flow) if tag == picture} == set(steps)
+
+
 # ---------------------------------------------------------------- CSV, none, several, unknown
 
 
 def csv_rows(logger: CSVLogger) -> list[dict[str, str]]:
-    with open(Path(logger.log_dir) / "metrics.csv", newline="") as file:
+    with open(Path(logger.log_dir) / "metrics.csv", encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 

@@ -1,6 +1,7 @@
 """Reorthonormalisation against factors known beforehand, and the law that paces it."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from lightning_lyapunov.orthonormal import (
     LEAF,
+    PILOT,
     SLACK,
     TOLERANCE,
     PrecisionLaw,
@@ -254,3 +256,87 @@ def test_what_broke_down_is_done_again_by_householder_and_after_three_times_for_
         assert not law.refuses(1.0, failed=False)
     law.learn(1.0, intervals=8)
     assert not law.may_use_blocks and law.interval == 26
+
+
+# ------------------------------------------------------------------ at the edges
+
+
+def test_blocks_begin_to_pay_at_128_directions_of_all_sequences() -> None:
+    assert prefers_blocks(torch.empty(4, 64, 32)) and not prefers_blocks(torch.empty(1, 127, 127))
+    apple = SimpleNamespace(device=torch.device("mps"), shape=(16, 64, 32))  # where not all that they need is there
+    assert not prefers_blocks(apple)
+
+
+def test_the_last_of_several_blocks_may_drop_off_farther_than_cholesky_sees() -> None:
+    """By 14 nats, of which its Gram matrix would see 28: orthonormal to 1e-4, as the first of them would be alone."""
+    spread = torch.linspace(0, -14, LEAF, dtype=torch.float64).exp()
+    q, drops = orthogonal(3 * LEAF), orthogonal(3 * LEAF)[:, -LEAF:] * spread @ orthogonal(LEAF, 1)
+    eye = torch.eye(2 * LEAF).double()
+    failed = torch.zeros(1, dtype=torch.int32)
+    frame = by_blocks(torch.cat([q[:, :LEAF], drops], 1)[None], failed)[0][0]
+    torch.testing.assert_close(frame.mT @ frame, eye, rtol=0.0, atol=1e-9)
+    frame = by_blocks(torch.cat([drops, q[:, :LEAF]], 1)[None], failed)[0][0]
+    assert (frame.mT @ frame - eye).abs().max() > 1e-7
+
+
+def test_gaps_know_of_unknown_directions_and_of_ones_that_all_shrink() -> None:
+    found = gaps(torch.tensor([-3.0, NAN, -5.0]))
+    assert found[[0, 2]].tolist() == [0.0, 2.0] and found[1].isnan()
+
+
+def test_what_is_lost_is_told_by_the_fastest_of_its_own_sequence_at_any_scale() -> None:
+    diagonal = torch.tensor([1.0, 1e-3, 1e-17]) * torch.tensor([[1e9], [1e-9]], dtype=torch.float64)
+    found = growth(diagonal[None], [1], 3)[0]
+    torch.testing.assert_close(found[:, :2], diagonal[:, :2].log())
+    assert (found[:, 2] == -math.inf).all()
+
+
+def burden_by_loops(log: list[float]) -> list[float]:
+    """Gaps of one interval by blocks, from the definition in the module: one direction and one block after another."""
+    blocks = [log[i : i + LEAF] for i in range(0, len(log), LEAF)]
+    found, left = [], -math.inf
+    for b, block in enumerate(blocks):
+        by_cholesky = len(blocks) == 1 or b < len(blocks) - 1
+        top = max(value for value in block if not math.isnan(value))
+        for value in block:
+            within = 2 * (top - value) if by_cholesky else 0.0
+            found.append(max(within, left - value) - SLACK)
+        left = max(left, *(3 * top - 2 * value for value in block if not math.isnan(value)))
+    fastest = max(value for value in log if not math.isnan(value))
+    return [max(fastest - value, burden) for value, burden in zip(log, found, strict=True)]
+
+
+@pytest.mark.parametrize("k", [5, LEAF, 2 * LEAF, 2 * LEAF + 5])
+def test_burdens_of_many_intervals_are_those_of_each_by_loops(k: int) -> None:
+    """All shrink, by other rates in each of three sequences; a direction is lost, and later blocks are the faster."""
+    shifts = torch.tensor([[[-4.0], [-9.0], [-1.0]], [[-2.0], [-7.0], [-3.0]]], dtype=torch.float64)
+    log = shifts - 10 * torch.rand(2, 3, k, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    log[0, 1, 3] = NAN
+    log[1, :, LEAF:] += 15.0
+    found, is_blind = gaps_in_blocks(log, torch.float64)
+    expected = torch.tensor([[burden_by_loops(row) for row in rows] for rows in log.tolist()], dtype=torch.float64)
+    known = ~log.isnan()
+    torch.testing.assert_close(found[known], expected[known])
+    assert found[0, 1, 3].isnan() and not is_blind
+
+
+@pytest.mark.parametrize(
+    ("behind", "dtype", "blind"),
+    [(33.0, torch.float64, False), (35.0, torch.float64, True), (35.0, torch.float32, False)],
+)
+def test_blocks_are_blind_for_what_lies_too_far_behind_those_before(
+    behind: float, dtype: torch.dtype, blind: bool
+) -> None:
+    """Beyond ln(0.03 / u), 33.2 nats, in float64; in float32 nothing else would see it either."""
+    log = torch.zeros(2 * LEAF, dtype=torch.float64)
+    log[LEAF:] = -behind
+    assert bool(gaps_in_blocks(log, dtype)[1]) == blind
+
+
+def test_law_looks_soon_at_first_and_then_after_as_many_steps_as_it_may() -> None:
+    law = PrecisionLaw(torch.float64, None, may_narrow=False, limit=1000)
+    assert law.stretch == PILOT
+    law.learn(0.08, intervals=8)
+    assert law.stretch == 1000 and law.interval == int(gap_budget(torch.float64) / 0.08)
+    assert not law.refuses(gap_budget(torch.float64), failed=False)  # just within it
+    assert [PrecisionLaw(torch.float64, m, may_narrow=False, limit=32).stretch for m in (5, 50)] == [30, 50]

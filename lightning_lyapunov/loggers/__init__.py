@@ -1,1 +1,1 @@
-"""How a measurement reaches the loggers: histograms, pictures and a table, in TensorBoard and Weights & Biases."""
+"""How a measurement reaches the loggers: histograms, pictures and a table, as far as each of them takes these."""

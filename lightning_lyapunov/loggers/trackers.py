@@ -7,6 +7,8 @@ alone.
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +25,7 @@ STEP = "trainer/global_step"
 def takes_pictures(logger: Any) -> bool:
     """Whether :func:`log_pictures` does anything."""
     kinds = _kinds(logger)
-    return "TensorBoardLogger" in kinds or "WandbLogger" in kinds or hasattr(logger, "log_image")
+    return bool(kinds & {"TensorBoardLogger", "WandbLogger", "MLFlowLogger"}) or hasattr(logger, "log_image")
 
 
 def prepare(logger: Any, prefix: str) -> None:
@@ -97,15 +99,28 @@ def log_pictures(logger: Any, pictures: Pictures, step: int) -> None:
 
         # All in one call, as each is a row of the run's history.
         logger.log_metrics({tag: wandb.Image(picture) for tag, picture in pictures.items()}, step=step)
+    elif "MLFlowLogger" in kinds:
+        for tag, picture in pictures.items():
+            logger.experiment.log_image(logger.run_id, picture, key=tag, step=step)
     elif hasattr(logger, "log_image"):
         for tag, picture in pictures.items():
             logger.log_image(key=tag, images=[picture], step=step)
 
 
 def log_table(logger: Any, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
-    """Write one table; once a run, since Weights & Biases keeps a version of each."""
-    if rows and "WandbLogger" in _kinds(logger):
+    """Write one table; once a run, since Weights & Biases keeps a version of each.
+
+    MLflow gets a CSV file, which its pages show as a table: its own kind needs pandas, and grows where a run goes on.
+    """
+    if not rows:
+        return
+    kinds = _kinds(logger)
+    if "WandbLogger" in kinds:
         logger.log_table(name, columns=list(columns), data=[list(row) for row in rows], step=step)
+    elif "MLFlowLogger" in kinds:
+        text = io.StringIO(newline="")
+        csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+        logger.experiment.log_text(logger.run_id, text.getvalue(), f"{name}.csv")
 
 
 def _kinds(logger: Any) -> set[str]:
