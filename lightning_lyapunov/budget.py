@@ -57,22 +57,23 @@ class Budget:
         self.share = share
         self.spent = 0.0
         """Seconds spent measuring in all."""
-        self._last: tuple[Plan, float] | None = None
-        self._cost: dict[Plan, float] = {}
+        self.costs: dict[Plan, float] = {}
+        """Seconds that each plan took when it was last measured, the last one last."""
 
     def note(self, plan: Plan, seconds: float) -> None:
         """Remember what a measurement cost."""
         self.spent += seconds
-        self._last, self._cost[plan] = (plan, seconds), seconds
+        self.costs.pop(plan, None)
+        self.costs[plan] = seconds
 
     def predicted(self, plan: Plan) -> float:
         """Seconds that a plan will take: what it took, or what follows from the last one; 0 before there was any."""
-        if self._last is None:
+        if not self.costs:
             return 0.0
-        last, seconds = self._last
+        last, seconds = next(reversed(self.costs.items()))
         ratio = plan.work / last.work
         # What it took may have been the first time, which also pays for all that is loaded and allocated once.
-        return min(seconds * (FIXED + (1 - FIXED) * ratio if ratio < 1 else ratio), self._cost.get(plan, math.inf))
+        return min(seconds * (FIXED + (1 - FIXED) * ratio if ratio < 1 else ratio), self.costs.get(plan, math.inf))
 
     def allows(self, seconds: float, trained: float) -> bool:
         """Whether so many more seconds stay within the share of those trained so far."""
@@ -89,7 +90,7 @@ class Budget:
         Returns:
             A plan; None where nothing fits.
         """
-        if self.share is None or self._last is None:
+        if self.share is None or not self.costs:
             return whole
         allowed = self.share * trained * (GRACE if must else 1.0) - self.spent
         plan = whole

@@ -20,7 +20,7 @@ from lightning_lyapunov.diagnosis import (
     is_collapsed,
     is_predicted_to_fail,
 )
-from lightning_lyapunov.history import History, key_of
+from lightning_lyapunov.history import History, key_of, read_state
 
 Condition = Literal["chaotic", "collapsed", "converged", "predicted_to_fail"]
 CONDITIONS: tuple[Condition, ...] = ("chaotic", "collapsed", "converged", "predicted_to_fail")
@@ -249,8 +249,14 @@ class LyapunovEarlyStopping(pl.Callback):
         return {"counts": dict(self._counts), "best": self._best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self._counts, self._best = dict(state_dict["counts"]), state_dict["best"]
+        """Go on from a checkpoint, with as much of it as another version of this package wrote and this one knows."""
+        known, amiss = read_state(state_dict, {"counts": dict, "best": float | None}, "state")
+        self._counts, self._best = dict(known.get("counts", {})), known.get("best")
+        if amiss:
+            rank_zero_warn(
+                f"LyapunovEarlyStopping: the checkpoint is of another version of this package ({'; '.join(amiss)}); "
+                "what it lacks begins anew."
+            )
 
 
 def warn_of_impatience(trainer: pl.Trainer, callback: Any) -> None:

@@ -81,3 +81,35 @@ def test_a_slow_first_time_does_not_forbid_whole_measurements_for_good() -> None
     budget.note(Plan(4, 8), 0.1 / 16)
     assert budget.predicted(WHOLE) == pytest.approx(0.1)
     assert budget.predicted(Plan(4, 8)) == pytest.approx(0.1 / 16)
+
+
+def test_plans_of_odd_numbers_are_halved_to_whole_ones() -> None:
+    assert [(plan.sequences, plan.k) for plan in Plan(9, 17).smaller()] == [(9, 17), (4, 17), (4, 8)]
+
+
+def test_cost_follows_from_the_last_one_as_worked_by_hand() -> None:
+    """A quarter of it is fixed where a plan is smaller; of one that is larger nothing is, to be on the safe side."""
+    budget = Budget(0.1)
+    assert budget.predicted(WHOLE) == 0.0
+    budget.note(Plan(8, 16), 1.0)
+    costs = {Plan(4, 16): 0.25 + 0.75 / 2, Plan(8, 16): 1.0, Plan(8, 24): 1.5, WHOLE: 4.0}
+    assert {plan: budget.predicted(plan) for plan in costs} == costs
+    budget.note(Plan(4, 16), 5.0)  # on a machine that is busy now
+    assert budget.predicted(Plan(8, 16)) == 1.0  # what it took
+
+
+def test_seconds_are_allowed_up_to_the_share_with_a_quarter_in_reserve() -> None:
+    budget = Budget(0.25)
+    budget.spent = 0.5
+    assert budget.allows(0.4, trained=4.0) and not budget.allows(0.41, trained=4.0)  # 0.5 + 1.25 * 0.4 = 0.25 * 4
+    assert Budget(None).allows(1e9, trained=0.0)
+
+
+def test_a_plan_has_a_quarter_in_reserve_and_the_first_epoch_a_fifth_more_to_spend() -> None:
+    budget = Budget(0.25)
+    budget.note(WHOLE, 0.575)
+    assert budget.choose(WHOLE, 4.0, must=True) == WHOLE  # 0.575 + 0.575 <= 1.2 * 0.25 * 4
+    assert budget.choose(WHOLE, 4.0) == Plan(4, 32)  # of 0.425 that is left, half as many sequences would need 0.449
+    budget = Budget(0.25)
+    budget.note(WHOLE, 1.0)
+    assert budget.choose(WHOLE, 9.0) == WHOLE  # 1 + 1.25 * 1 = 0.25 * 9

@@ -4,7 +4,6 @@ import copy
 import math
 import pickle
 import re
-import warnings
 from typing import Any
 
 import lightning.pytorch as pl
@@ -26,10 +25,6 @@ pytestmark = pytest.mark.filterwarnings(
 
 def measure_always(module: str | None = None, **options: Any) -> LyapunovSpectrumCallback:
     return LyapunovSpectrumCallback(module, **{"max_overhead": None, "scorer": None, **options})
-
-
-def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in model.state_dict().items()}
 
 
 # ------------------------------------------------------------------ right numbers
@@ -296,92 +291,11 @@ def test_fast_dev_run_measures() -> None:
     assert [m.step for m in ours.history] == [0, 1]
 
 
-# ------------------------------------------------------------------ no trace
-
-TRACELESS: dict[str, tuple[type[Regressor], dict[str, Any], dict[str, Any]]] = {
-    "plain": (Regressor, {}, {}),
-    "shuffling": (Regressor, {"shuffle": True}, {}),
-    "workers": (Regressor, {"shuffle": True, "workers": 1}, {}),
-    "accumulation": (Regressor, {"shuffle": True}, {"accumulate_grad_batches": 2}),
-    "manual": (Manual, {"shuffle": True}, {}),
-    "mid-epoch validation": (Regressor, {"shuffle": True}, {"val_check_interval": 0.5}),
-    "no validation": (Regressor, {"shuffle": True}, {"limit_val_batches": 0}),
-}
-
-
-@pytest.mark.parametrize("fails", [False, True], ids=["measuring", "failing"])
-@pytest.mark.parametrize("case", TRACELESS)
-def test_weights_are_bit_identical_with_and_without(case: str, fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    kind, data, options = TRACELESS[case]
-
-    def run(*callbacks: pl.Callback) -> tuple[dict[str, Tensor], Tensor, Any]:
-        pl.seed_everything(1)
-        model = kind(rnn=nn.LSTM(3, 6, num_layers=2, dropout=0.3, batch_first=True), dropout=0.2)
-        model.drop.eval()  # a part frozen on purpose, which must stay so
-        fit = trainer(*callbacks, **options)
-        fit.fit(model, loader(**data), loader())
-        return weights_of(model), torch.get_rng_state(), fit.optimizers[0].state_dict()
-
-    if fails:
-        monkeypatch.setattr(
-            "lightning_lyapunov.callback.spectrum_features", lambda _: (_ for _ in ()).throw(RuntimeError("broken"))
-        )
-    without, state, optimizer = run()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        ours = measure_always()
-        with_it, state_with, optimizer_with = run(ours)
-    assert (len(ours.history) == 0) if fails else (len(ours.history) >= 3)
-    assert all(torch.equal(without[name], with_it[name]) for name in without) and without.keys() == with_it.keys()
-    assert torch.equal(state, state_with)
-    moments, moments_with = (
-        [value for part in o["state"].values() for value in part.values()] for o in (optimizer, optimizer_with)
-    )
-    assert all(map(torch.equal, moments, moments_with)) and len(moments) == len(moments_with) > 0
-
-
-def test_nothing_stays_on_the_model() -> None:
-    model, ours = Regressor(), measure_always()
-    hooks = len(model.rnn._forward_hooks)
-    trainer(ours).fit(model, loader(), loader())
-    assert len(model.rnn._forward_hooks) == hooks
-
-    class Breaks(pl.Callback):
-        def on_train_batch_end(self, *_: Any) -> None:
-            raise RuntimeError("somebody else's mistake")
-
-    with pytest.raises(RuntimeError, match="somebody else"):
-        trainer(measure_always(), Breaks()).fit(model, loader(), loader())
-    assert len(model.rnn._forward_hooks) == hooks
+# ------------------------------------------------------------------ beside others
 
 
 def test_pickles_before_the_fit() -> None:
     assert pickle.loads(pickle.dumps(LyapunovSpectrumCallback(k=3))).k == 3
-
-
-class Counted(torch.utils.data.Sampler[int]):
-    """Knows how often it was gone through."""
-
-    def __init__(self) -> None:
-        self.times = 0
-
-    def __len__(self) -> int:
-        return 32
-
-    def __iter__(self) -> Any:
-        self.times += 1
-        return iter(range(32))
-
-
-def test_no_loader_is_gone_through_but_by_the_trainer() -> None:
-    data = loader().dataset
-    times = []
-    for callbacks in ([], [measure_always(scorer="general")]):
-        samplers = [Counted(), Counted()]
-        fit = trainer(*callbacks)
-        fit.fit(Regressor(), *(torch.utils.data.DataLoader(data, 8, sampler=sampler) for sampler in samplers))
-        times.append([sampler.times for sampler in samplers])
-    assert times[0] == times[1] == [2, 3]  # epochs; validations, with the sanity check
 
 
 def test_a_profiler_names_the_measurement() -> None:
@@ -537,26 +451,6 @@ def test_two_instances_with_prefixes_of_their_own() -> None:
     assert fit.callback_metrics["lyapunov/max"] == pytest.approx(float(fit.callback_metrics["again/max"]), abs=1e-6)
 
 
-# ------------------------------------------------------------------ state
-
-
-def test_a_resumed_run_goes_on_from_its_history(tmp_path: Any) -> None:
-    pl.seed_everything(0)
-    model, ours = Regressor(), measure_always()
-    first = trainer(ours, max_epochs=2)
-    first.fit(model, loader(), loader())
-    first.save_checkpoint(tmp_path / "c.ckpt")
-    saved = torch.load(tmp_path / "c.ckpt", weights_only=True)  # plain values and tensors alone load so
-    assert any("LyapunovSpectrumCallback" in key for key in saved["callbacks"])
-
-    resumed = measure_always()
-    stopper = EarlyStopping("lyapunov/max", patience=100)  # strict: needs a value in the first epoch after the resume
-    again = trainer(resumed, stopper, max_epochs=4)
-    again.fit(Regressor(), loader(), loader(), ckpt_path=tmp_path / "c.ckpt")
-    assert [m.step for m in resumed.history] == [0, 4, 8, 12, 16]
-    assert resumed.history[2].metrics == ours.history[2].metrics
-
-
 # ------------------------------------------------------------------ other ways to run
 
 
@@ -597,28 +491,3 @@ def test_lightning_cli_configures_it_by_name(tmp_path: Any, monkeypatch: pytest.
     assert ours.k == 4 and ours.max_overhead is None
     with pytest.raises(SystemExit):
         LightningCLI(Regressor, run=False, args=[arguments[0], "--trainer.callbacks.k=many"])
-
-
-def test_a_compiled_layer_is_found_under_its_own_name() -> None:
-    model = Regressor()
-    model.rnn = torch.compile(model.rnn, backend="eager")
-    ours = measure_always("rnn")
-    trainer(ours).fit(model, loader(), loader())
-    assert len(ours.history) == 3
-
-
-# Not an LSTM under autocast: torch has none in bfloat16 on a CPU without AVX-512.
-@pytest.mark.parametrize(
-    ("precision", "family"), [("bf16-mixed", nn.GRU), ("bf16-true", nn.LSTM), ("64-true", nn.LSTM)]
-)
-def test_the_runs_precision_does_not_reach_the_measurement(precision: Any, family: Any) -> None:
-    """Oracle: the same weights, cast up, and the same inputs, by hand."""
-    pl.seed_everything(0)
-    model, ours = Regressor(family(3, 6, batch_first=True)), measure_always(k=None)
-    trainer(ours, precision=precision).fit(model, loader(), loader())
-    x = next(iter(loader(batch=16)))[0]
-    x = x.bfloat16() if precision == "bf16-true" else x
-    rnn = family(3, 6, batch_first=True).double()
-    rnn.load_state_dict(model.rnn.state_dict())
-    expected = lyapunov_spectrum(rnn, x.double(), transient=3).exponents
-    assert torch.allclose(ours.spectrum.exponents, expected, atol=1e-3)

@@ -101,8 +101,9 @@ def test_code_of_the_pages_runs(page: str, monkeypatch: pytest.MonkeyPatch, tmp_
     exec("\n".join(blocks), {})
 
 
-def test_validation_page_names_tests_that_are_there() -> None:
-    named = set(re.findall(r"`(test_\w+)`", (DOCS / "validation.md").read_text(encoding="utf-8")))
+@pytest.mark.parametrize("page", ["validation.md", "reliability.md"])
+def test_page_names_tests_that_are_there(page: str) -> None:
+    named = set(re.findall(r"`(test_\w+)`", (DOCS / page).read_text(encoding="utf-8")))
     tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
     assert len(named) > 30
     assert named <= set(re.findall(r"^def (test_\w+)", tests, re.MULTILINE))

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from lightning_lyapunov.history import LIMIT, History, Measurement
+from lightning_lyapunov.history import LIMIT, History, Measurement, key_of
 
 
 def measured(step: int, size: int = 4) -> Measurement:
@@ -113,3 +113,8 @@ def test_state_stays_under_a_megabyte(size: int) -> None:
         whole = {"stderr": torch.rand(size), "trusted": torch.ones(size) > 0, "latent": torch.rand(8)}
         history.append(Measurement(step, 0, torch.randn(size), metrics, **whole, layers={"rnn": [0.1, 0.01]}))
     assert reloaded(history)[1] < 1_000_000
+
+
+def test_keys_have_the_default_prefix_but_for_scores() -> None:
+    assert (key_of("max"), key_of("aelle/performance")) == ("lyapunov/max", "aelle/performance")
+    assert filled(2).values("max") == [0.0, -1.0]

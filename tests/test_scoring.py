@@ -378,7 +378,7 @@ def test_the_scorer_goes_into_no_checkpoint(tmp_path: Path) -> None:
     saved = torch.load(tmp_path / "c.ckpt", weights_only=True)
     assert saved["state_dict"].keys() == names
     ((_, state),) = saved["callbacks"].items()
-    assert state.keys() == {"history", "measuring_seconds", "training_seconds"}
+    assert state.keys() == {"history", "measuring_seconds", "training_seconds", "costs"}
     assert state["history"]["measurements"][-1]["metrics"]["aelle/familiarity"] == 0.9
 
 

@@ -12,10 +12,9 @@ import torch
 from fits import Regressor, loader, trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping
-from torch import Tensor
 
 from lightning_lyapunov import LyapunovSpectrumCallback
-from lightning_lyapunov.history import Measurement
+from lightning_lyapunov.history import History, Measurement
 from lightning_lyapunov.stopping import KEYS, SCORES, LyapunovEarlyStopping, warn_of_impatience
 
 pytestmark = pytest.mark.filterwarnings(
@@ -58,10 +57,6 @@ def stopped(
     fit = trainer(*((stopper, ours) if first else (ours, stopper)), **{"max_epochs": 8, **options})
     fit.fit(Regressor(), loader(), loader())
     return int(fit.global_step)
-
-
-def weights_of(model: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in model.state_dict().items()}
 
 
 FAILING = {"aelle/failure_probability": 0.95, "aelle/familiarity": 0.6}
@@ -215,38 +210,8 @@ def test_every_key_that_is_logged_can_be_monitored() -> None:
 # ------------------------------------------------------------------ a guest
 
 
-def test_weights_are_those_of_a_run_of_that_many_epochs() -> None:
-    def run(*callbacks: pl.Callback, epochs: int) -> dict[str, Tensor]:
-        pl.seed_everything(1)
-        fit = trainer(*callbacks, max_epochs=epochs)
-        fit.fit(model := Regressor(dropout=0.2), loader(shuffle=True), loader())
-        assert fit.global_step == 12
-        return weights_of(model)
-
-    plain = run(epochs=3)
-    ours = run(Scripted([-0.1, 0.2], scorer=None), LyapunovEarlyStopping("chaotic", patience=3), epochs=8)
-    assert all(torch.equal(plain[name], ours[name]) for name in plain) and plain.keys() == ours.keys()
-
-
 def test_the_trainers_least_number_of_epochs_holds() -> None:
     assert stopped(LyapunovEarlyStopping("chaotic", patience=1), [-0.1, 0.2], min_epochs=5) == 20
-
-
-@pytest.mark.parametrize("patience", [1, 3])
-def test_a_run_resumed_in_the_middle_of_patience_goes_on(patience: int, tmp_path: Any) -> None:
-    """Oracle: one that was not broken off. Its third chaotic measurement is at update 16, whatever came between."""
-    stopper = LyapunovEarlyStopping("chaotic", monitor="lyapunov/max", patience=patience)
-    fit = trainer(Scripted([-0.5, -0.5, 0.2], scorer=None), stopper, max_epochs=2)
-    fit.fit(Regressor(), loader(), loader())
-    fit.save_checkpoint(tmp_path / "c.ckpt")
-    torch.load(tmp_path / "c.ckpt", weights_only=True)
-    assert (stopper.reason is not None) == (patience == 1)
-
-    again = LyapunovEarlyStopping("chaotic", monitor="lyapunov/max", patience=patience)
-    fit = trainer(Scripted([0.2], scorer=None), again, max_epochs=8)
-    fit.fit(Regressor(), loader(), loader(), ckpt_path=tmp_path / "c.ckpt")
-    assert fit.global_step == {1: 12, 3: 16}[patience]  # one that had stopped goes on until its next measurement
-    assert "improved on -0.5 at" in again.reason and again.reason.startswith("chaotic")
 
 
 def test_a_second_fit_counts_anew() -> None:
@@ -429,3 +394,91 @@ def test_only_impatient_monitors_of_our_keys_are_told(monitor: str, patience: in
     fit = trainer(ours, Asks(ours), Counting(monitor, patience=patience), max_epochs=1)
     fit.fit(Regressor(), loader(), loader())
     assert any(str(w.message).startswith("EarlyStopping(") for w in recwarn) == warns
+
+
+# ------------------------------------------------------------------ worked by hand, without a fit
+
+
+def decides(stopper: LyapunovEarlyStopping, *measured: dict[str, float], start: int = 1) -> list[bool]:
+    """Whether it had stopped after each of some measurements, told by the metrics that were logged."""
+    history, trainer = History(stopper.prefix), SimpleNamespace(
+        fast_dev_run=False, is_global_zero=True, world_size=1, should_stop=False, global_step=0, current_epoch=0
+    )  # fmt: skip
+    ours, stops = SimpleNamespace(prefix=stopper.prefix, history=history), []
+    for step, metrics in enumerate(measured, start):
+        top = metrics.get(f"{stopper.prefix}/max", -0.1)
+        history.append(Measurement(step, 0, torch.tensor([top]), metrics))
+        stopper.on_lyapunov_measurement(trainer, ours)
+        stops.append(trainer.should_stop)
+    return stops
+
+
+def test_a_gain_of_just_the_least_that_counts_is_none_and_moves_no_mark() -> None:
+    stopper = LyapunovEarlyStopping(monitor="lyapunov/max", patience=2, min_delta=0.5)
+    tops = [1.0, 0.5, 0.25, 0.0, 0.125]  # the third has gained 0.75 on the first, and the others no more than 0.25
+    assert decides(stopper, *({"lyapunov/max": top} for top in tops)) == [False, False, False, False, True]
+    assert "has not improved on 0.25 at 2 measurements in a row; now it is 0.125." in stopper.reason
+
+
+def test_reasons_are_told_in_the_figures_of_the_prefix() -> None:
+    stopper = LyapunovEarlyStopping("chaotic", patience=1, prefix="b")
+    assert decides(stopper, {"b/max": 0.2, "b/max_stderr": 0.01}) == [True]
+    assert "the largest exponent is +0.20 ± 0.02 nats/step" in stopper.reason
+    stopper = LyapunovEarlyStopping("predicted_to_fail", patience=1, prefix="b")
+    assert decides(stopper, {"b/aelle/failure_probability": 0.95, "b/aelle/familiarity": 0.6}) == [True]
+    assert "a probability of 95% that the network never learns (familiarity 0.60)" in stopper.reason
+
+
+AFTER_VALIDATION = {"_check_on_train_epoch_end": False}
+
+
+@pytest.mark.parametrize(
+    ("measuring", "checking", "fitting", "needed"),
+    [
+        ({"every_n_epochs": 3}, {}, {}, 3),  # a version that does not say when it checks: each epoch
+        ({"every_n_epochs": 2}, {}, {}, 2),
+        ({"every_n_epochs": 2}, {"monitor": None}, {}, None),
+        ({"every_n_epochs": 3}, AFTER_VALIDATION, {"val_check_batch": 3}, 6),  # twice an epoch, and two batches over
+        ({"every_n_epochs": 3}, AFTER_VALIDATION, {"enable_validation": False}, None),
+        ({"every_n_epochs": 3}, AFTER_VALIDATION, {"val_check_batch": None}, None),
+        ({"every_n_train_steps": 6}, AFTER_VALIDATION, {"val_check_batch": 2, "check_val_every_n_epoch": None}, 3),
+        (
+            {"every_n_epochs": 8},
+            AFTER_VALIDATION,
+            {"num_training_batches": math.inf, "val_check_batch": math.inf, "check_val_every_n_epoch": 2},
+            4,
+        ),
+        ({"every_n_train_steps": 6}, {}, {"num_training_batches": math.inf}, None),
+    ],
+)
+def test_patience_of_one_measurement_in_checks_worked_by_hand(
+    measuring: dict[str, int], checking: dict[str, Any], fitting: dict[str, Any], needed: int | None, recwarn: Any
+) -> None:
+    """Of Lightning's EarlyStopping and Trainer no more than is looked at; eight batches an epoch, unless said."""
+    fit = SimpleNamespace(num_training_batches=8, val_check_batch=4, check_val_every_n_epoch=1, enable_validation=True)
+    vars(fit).update(fitting, accumulate_grad_batches=1)
+    fit.callbacks = [type("EarlyStopping", (), {"monitor": "lyapunov/max", "patience": 1, **checking})()]
+    warn_of_impatience(fit, Scripted([-0.1], scorer=None, **measuring))
+    told, ((name, value),) = [str(w.message) for w in recwarn], measuring.items()
+    assert len(told) == (needed is not None)
+    assert all(f"is patience={needed};" in text and f"({name}={value})" in text for text in told)
+
+
+def test_before_training_a_prediction_counts_whatever_else_is_asked_for() -> None:
+    stopper = LyapunovEarlyStopping(["chaotic", "predicted_to_fail"], patience=1)
+    assert decides(stopper, {"lyapunov/max": 0.2, **FAILING}, start=0) == [True]
+    assert stopper.reason.startswith("predicted to fail") and "chaotic" not in stopper.reason
+
+
+def test_shares_may_be_nothing_and_all_and_patience_is_of_three() -> None:
+    for share in (0.0, 1.0):
+        stopper = LyapunovEarlyStopping("predicted_to_fail", probability=share, familiarity=share)
+        assert (stopper.probability, stopper.familiarity, stopper.patience) == (share, share, 3)
+    with pytest.raises(ValueError, match=r"got 1\.5"):
+        LyapunovEarlyStopping("predicted_to_fail", probability=1.5)
+
+
+@pytest.mark.parametrize("monitor", ["lyapunov/rnn.l0/mean", "lyapunov/top", "encoder/rnn.l0/max", "a/b/c", "max"])
+def test_keys_that_no_measurement_logs_are_refused(monitor: str) -> None:
+    with pytest.raises(ValueError, match="must be a key measured"):
+        LyapunovEarlyStopping(monitor=monitor)
