@@ -29,7 +29,8 @@ from lightning_lyapunov.aelle.autoencoder import AeLLE
 from lightning_lyapunov.aelle.calibration import KNOTS, PARTS, Shares, knowledge
 from lightning_lyapunov.aelle.features import LEVELS, SCALE, Rows, context, quantiles
 from lightning_lyapunov.aelle.fitting import fit_autoencoder
-from lightning_lyapunov.aelle.scorer import FORMAT, without_skill
+from lightning_lyapunov.aelle.heads import FAILURE, SKILL, STABILITY, Heads, without_skill
+from lightning_lyapunov.aelle.scorer import FORMAT
 from lightning_lyapunov.aelle.training import PENALTIES, _folds, fit_scorer, new_autoencoders, states_of_knowledge
 
 FROM_PRETRAINED = AeLLEScorer.from_pretrained  # before it is replaced below
@@ -136,7 +137,7 @@ def assert_consistent(score: AeLLEScore, worst: float = 0.0, best: float = 1.0, 
 
 def everything(scorer: AeLLEScorer) -> dict[str, Tensor]:
     """All that a file would hold of a scorer, with no memory shared."""
-    tensors = module._written(scorer.heads, "heads")
+    tensors = scorer.heads.tensors("heads")
     for name, part in scorer._calibration().items():
         tensors |= part.tensors(name)
     return {key: value.clone() for key, value in tensors.items()}
@@ -221,7 +222,7 @@ def test_penalty_and_shares_are_those_that_predict_best_what_was_left_out(is_tol
     table = scorer.heads.shares.table
     assert set(table.unique().tolist()) <= set(PARTS)
     if is_told:
-        assert (table[[2, 5], :, module.SKILL] == 0).all()
+        assert (table[[2, 5], :, SKILL] == 0).all()
 
 
 def test_heads_are_means_of_both_by_their_shares(fitted: AeLLEScorer) -> None:
@@ -231,7 +232,7 @@ def test_heads_are_means_of_both_by_their_shares(fitted: AeLLEScorer) -> None:
     heads = replace(fitted.heads, shares=Shares(share.expand(6, len(KNOTS), 4)))
     ours, theirs = heads.by_model(rows), heads.by_ridge(rows)
     torch.testing.assert_close(heads(rows), share * ours + (1 - share) * theirs)
-    torch.testing.assert_close(module.Heads(heads.models, heads.ridges)(rows), (ours + theirs) / 2)
+    torch.testing.assert_close(Heads(heads.models, heads.ridges)(rows), (ours + theirs) / 2)
 
 
 def test_states_of_knowledge_are_all_eight_and_hide_only() -> None:
@@ -354,7 +355,7 @@ def test_what_is_unlike_anything_is_taken_for_average(fitted: AeLLEScorer) -> No
     said = fitted.predict(far)
     assert (said.familiarity == 0).all()
     average = fitted.average
-    assert (said.failure == average[module.FAILURE]).all() and (said.stability == average[module.STABILITY]).all()
+    assert (said.failure == average[FAILURE]).all() and (said.stability == average[STABILITY]).all()
     gated = fitted.gate(average[:1].expand(20), far)
     torch.testing.assert_close(said.performance, gated, rtol=0, atol=0)
     assert ((said.low <= fitted.intervals.spread[0] + 1e-6) & (said.high >= fitted.intervals.spread[1] - 1e-6)).all()
@@ -476,13 +477,13 @@ def test_what_never_varied_does_not_throw_a_score_off(fitted: AeLLEScorer, monke
         return Rows(torch.stack([quantiles(s) for s in few]), context(kind, size, updates).repeat(len(few), 1))
 
     def logits(of: Rows) -> Tensor:
-        return scorer.heads.by_ridge(of)[:, module.SKILL].logit()
+        return scorer.heads.by_ridge(of)[:, SKILL].logit()
 
     same = rows("gru", 37, 160)
     for told in (("gru", 37, 161), ("gru", 37, 800), ("gru", 37, 0), ("gru", 64, 160), ("lstm", 37, 160)):
         other = rows(*told)
-        moved = (fitted.heads(other) - fitted.heads(same))[:, : module.STABILITY] / ridge.spread[-3:]
-        expected = logits(same) + moved @ ridge.coefficients[-4:-1, module.SKILL]
+        moved = (fitted.heads(other) - fitted.heads(same))[:, :STABILITY] / ridge.spread[-3:]
+        expected = logits(same) + moved @ ridge.coefficients[-4:-1, SKILL]
         torch.testing.assert_close(logits(other), expected, rtol=0, atol=1e-3)
         for spectrum in few:
             before, after = (
@@ -546,7 +547,7 @@ def test_own_scorers_fit_in_a_process_of_float64(quick: None) -> None:
         scorer = fit(networks)
     finally:
         torch.set_default_dtype(torch.float32)
-    assert {value.dtype for value in module._written(scorer.heads, "heads").values()} == {torch.float32}
+    assert {value.dtype for value in scorer.heads.tensors("heads").values()} == {torch.float32}
     assert_consistent(scorer.score(networks.spectra[0]), *scorer.performance_range, stability=False)
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lyapunov.aelle.autoencoder import HEADS, AeLLE
-from lightning_lyapunov.aelle.calibration import BINS, KNOTS, Familiarity, Gate, Intervals, Shares
-from lightning_lyapunov.aelle.features import CONTEXT, LEVELS, Rows, context, quantiles
-from lightning_lyapunov.aelle.fitting import Ridge, ridge_features
+from lightning_lyapunov.aelle.autoencoder import HEADS
+from lightning_lyapunov.aelle.calibration import BINS, KNOTS, Familiarity, Gate, Intervals
+from lightning_lyapunov.aelle.features import LEVELS, Rows, context, quantiles
+from lightning_lyapunov.aelle.heads import (
+    FAILURE,
+    STABILITY,
+    TAKEOFF,
+    Heads,
+    predicted_performance,
+    without_spectrum,
+)
 from lightning_lyapunov.files import reading, require, write_tensors
 from lightning_lyapunov.spectrum import LyapunovSpectrum
 
 FORMAT = "lightning_lyapunov.aelle/1"
-SKILL, FAILURE, TAKEOFF, STABILITY = range(len(HEADS))
 STRANGE = 0.1
 """Familiarity below which predictions fade to what is said of an average network."""
-RIDGES = ("context", "context+skill", "spectrum", "spectrum+skill")
-_KNOWN = tuple(name for name in CONTEXT if name != "skill")
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,56 +72,6 @@ class Predictions:
     familiarity: Tensor
     latent: Tensor
     baseline: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Heads:
-    """Raw predictions: autoencoders and a ridge, each used as far as it proved better on networks it had not seen."""
-
-    models: Sequence[AeLLE]
-    ridges: Mapping[str, Ridge]
-    shares: Shares = field(default_factory=lambda: Shares.equal(len(HEADS)))
-    """Of the autoencoders in the mean of the two."""
-    prior: Heads | None = None
-    """Another scorer's heads, whose predictions the ridge sees as features."""
-
-    def __call__(self, rows: Rows) -> Tensor:
-        """``(R, len(HEADS))`` in [0, 1], from whatever is known of the rows."""
-        said = torch.lerp(self.by_ridge(rows), self.by_model(rows), self.shares(rows))
-        # Where a head had nothing to learn from, as the stability where nobody measured it, the prior knows.
-        return said if self.prior is None else torch.where(said.isnan(), self.prior(rows), said)
-
-    def by_model(self, rows: Rows) -> Tensor:
-        """What the autoencoders say on average."""
-        with torch.no_grad():
-            return torch.stack([model(rows).logits.sigmoid() for model in self.models]).mean(0)
-
-    def completed(self, rows: Rows) -> Rows:
-        """The rows with what a partial spectrum does not say as an autoencoder reconstructs it."""
-        unknown = rows.spectrum.isnan()
-        if not unknown.any():
-            return rows
-        with torch.no_grad():
-            made = self.models[0](rows).reconstruction
-        return Rows(torch.where(unknown & ~unknown.all(1, keepdim=True), made, rows.spectrum), rows.context)
-
-    def by_ridge(self, rows: Rows) -> Tensor:
-        """What the ridge says: the one for what is known of a row."""
-        has_spectrum = ~rows.spectrum[:, 0].isnan()
-        has_skill = ~rows.context[:, CONTEXT.index("skill")].isnan()
-        result = rows.spectrum.new_empty(len(rows), len(HEADS))
-        for name, ridge in self.ridges.items():
-            here = (has_spectrum == ("spectrum" in name)) & (has_skill == ("skill" in name))
-            if here.any():
-                result[here] = ridge(features_for(name, rows[here], self.prior))
-        return result
-
-
-def features_for(name: str, rows: Rows, prior: Heads | None) -> Tensor:
-    """What the ridge of a name sees of rows."""
-    known = CONTEXT if "skill" in name else _KNOWN
-    features = ridge_features(rows, spectrum="spectrum" in name, context=known)
-    return features if prior is None else torch.cat([features, prior(rows)[:, :STABILITY]], 1)
 
 
 class AeLLEScorer:
@@ -286,7 +240,7 @@ class AeLLEScorer:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file: weights, calibration, and the card as JSON in its metadata; no pickle."""
-        tensors = _written(self.heads, "heads") | {"average": self.average}
+        tensors = self.heads.tensors("heads") | {"average": self.average}
         for name, part in self._calibration().items():
             tensors |= part.tensors(name)
         write_tensors(Path(path), tensors, {FORMAT: json.dumps(self.card)})
@@ -319,7 +273,7 @@ class AeLLEScorer:
             require(tensors, {key: (torch.float32, shape) for key, shape in _shapes(tensors).items()})
             _require_possible(tensors)
             return cls(
-                _read(tensors, "heads"),
+                Heads.of("heads", tensors),
                 Gate.of("gate", tensors),
                 Gate.of("baseline_gate", tensors),
                 Intervals.of("intervals", tensors),
@@ -345,71 +299,7 @@ class AeLLEScorer:
             return cls._load(path, told and told[1])
 
 
-def predicted_performance(
-    heads: Heads, gate: Gate, rows: Rows, average: Tensor | None = None, belief: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Predicted performance (R,), through the gate where the skill so far is known, and all heads ``(R, 4)``.
-
-    Args:
-        heads: Raw predictions.
-        gate: What weighs them against the skill so far.
-        rows: R rows.
-        average: (4,) what is said of an average network.
-        belief: (R,) how far the heads are believed rather than the average; entirely if None.
-    """
-    said, without_it = heads(rows), heads(without_skill(rows))
-    if average is not None and belief is not None:
-        said, without_it = (torch.lerp(average.expand_as(x), x, belief.unsqueeze(1)) for x in (said, without_it))
-    without = without_it[:, SKILL]
-    has_skill = ~rows.context[:, CONTEXT.index("skill")].isnan()
-    return torch.where(has_skill, gate(without, rows), without), said
-
-
-def without_skill(rows: Rows) -> Rows:
-    """The rows before anybody looked at how the networks do."""
-    known = rows.context.clone()
-    known[:, CONTEXT.index("skill")] = math.nan
-    return Rows(rows.spectrum, known)
-
-
-def without_spectrum(rows: Rows) -> Rows:
-    """The rows before anybody measured a spectrum."""
-    return Rows(torch.full_like(rows.spectrum, math.nan), rows.context)
-
-
 # ------------------------------------------------------------------ what a file holds
-
-
-def _written(heads: Heads, name: str) -> dict[str, Tensor]:
-    tensors = heads.shares.tensors(f"{name}.shares")
-    tensors |= {} if heads.prior is None else _written(heads.prior, f"{name}.prior")
-    for i, model in enumerate(heads.models):
-        tensors |= {f"{name}.model.{i}.{key}": value for key, value in model.state_dict().items()}
-    for kind, ridge in heads.ridges.items():
-        tensors |= ridge.tensors(f"{name}.ridge.{kind}")
-    return tensors
-
-
-def _read(tensors: Mapping[str, Tensor], name: str) -> Heads:
-    models: list[AeLLE] = []
-    while _has_model(tensors, name, len(models)):
-        prefix = f"{name}.model.{len(models)}."
-        state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        models.append(AeLLE.from_state(state))
-    return Heads(
-        models,
-        {kind: Ridge.of(f"{name}.ridge.{kind}", tensors) for kind in RIDGES},
-        Shares.of(f"{name}.shares", tensors),
-        _read(tensors, f"{name}.prior") if _has_prior(tensors, name) else None,
-    )
-
-
-def _has_model(tensors: Mapping[str, Tensor], name: str, number: int) -> bool:
-    return any(key.startswith(f"{name}.model.{number}.") for key in tensors)
-
-
-def _has_prior(tensors: Mapping[str, Tensor], name: str) -> bool:
-    return any(key.startswith(f"{name}.prior.") for key in tensors)
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -426,30 +316,8 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
         "familiarity.distances": (tensors["familiarity.distances"].numel(),),
         "familiarity.sizes": (2,),
         "average": (len(HEADS),),
-        **_shapes_of_heads(tensors, "heads"),
+        **Heads.shapes("heads", tensors),
     }
-
-
-def _shapes_of_heads(tensors: Mapping[str, Tensor], name: str) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {f"{name}.shares.table": (6, len(KNOTS), len(HEADS))}
-    more = 0
-    if _has_prior(tensors, name):
-        shapes |= _shapes_of_heads(tensors, f"{name}.prior")
-        more = STABILITY  # the prior's predictions, as features
-    nothing = Rows(torch.full((1, LEVELS + 1), math.nan), torch.full((1, len(CONTEXT)), math.nan))
-    for kind in RIDGES:
-        size = features_for(kind, nothing, None).shape[1] + more
-        ridge = f"{name}.ridge.{kind}"
-        shapes |= {f"{ridge}.centre": (size,), f"{ridge}.spread": (size,)}
-        shapes[f"{ridge}.coefficients"] = (size + 1, len(HEADS))
-    models = 0
-    while models == 0 or _has_model(tensors, name, models):
-        latent, width = tensors[f"{name}.model.{models}.encoder.2.weight"].shape
-        with torch.device("meta"):
-            weights = AeLLE(latent, width).state_dict()
-        shapes |= {f"{name}.model.{models}.{key}": tuple(weight.shape) for key, weight in weights.items()}
-        models += 1
-    return shapes
 
 
 def _require_possible(tensors: Mapping[str, Tensor]) -> None:

@@ -15,16 +15,16 @@ from lightning_lyapunov.aelle.autoencoder import AeLLE
 from lightning_lyapunov.aelle.calibration import Familiarity, Gate, Intervals, Shares
 from lightning_lyapunov.aelle.features import ARCHITECTURES, LEVELS, SCALE, Rows, context, quantiles
 from lightning_lyapunov.aelle.fitting import Ridge, fit_autoencoder, targets
-from lightning_lyapunov.aelle.scorer import (
+from lightning_lyapunov.aelle.heads import (
     RIDGES,
     SKILL,
-    AeLLEScorer,
     Heads,
     features_for,
     predicted_performance,
     without_skill,
     without_spectrum,
 )
+from lightning_lyapunov.aelle.scorer import AeLLEScorer
 
 PENALTIES = (1.0, 10.0, 100.0, 1000.0)
 """Of the ridge, in rows: what is tried."""

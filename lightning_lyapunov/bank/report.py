@@ -24,7 +24,8 @@ from lightning_lyapunov.aelle.autoencoder import HEADS
 from lightning_lyapunov.aelle.calibration import KNOTS
 from lightning_lyapunov.aelle.features import ARCHITECTURES, CONTEXT, Rows, quantiles
 from lightning_lyapunov.aelle.fitting import FAILED, TOOK_OFF, ridge_features, targets
-from lightning_lyapunov.aelle.scorer import STRANGE, AeLLEScorer, without_skill, without_spectrum
+from lightning_lyapunov.aelle.heads import without_skill, without_spectrum
+from lightning_lyapunov.aelle.scorer import STRANGE, AeLLEScorer
 from lightning_lyapunov.aelle.training import fit_scorer, new_autoencoders
 from lightning_lyapunov.bank.cells import UNKNOWN_CELLS
 from lightning_lyapunov.bank.evaluation import (
