@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
+import torch
 
 import lightning_lyapunov
 from lightning_lyapunov.diagnosis import findings, is_chaotic
@@ -274,4 +275,4 @@ def _versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return found | {"torch": torch.__version__}  # with the build, which its metadata need not name

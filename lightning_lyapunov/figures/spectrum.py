@@ -81,7 +81,7 @@ def _draw_now(axes: Any, now: Measurement) -> None:
         every = -(-int((~trusted).sum()) // _DOTS)
         hollow = x[~trusted][::every], curve[~trusted][::every]
         label = "beyond the precision:\nnot to be trusted"
-        axes.plot(*hollow, linestyle="--", linewidth=0, marker="o", markerfacecolor="white", label=label, **bold)
+        axes.plot(*hollow, linestyle="none", marker="o", markerfacecolor="white", label=label, **bold)
 
 
 def _reach(measurement: Measurement) -> np.ndarray:
