@@ -93,7 +93,6 @@ class Budget:
         if self.share is None or not self.costs:
             return whole
         allowed = self.share * trained * (GRACE if must else 1.0) - self.spent
-        plan = whole
         for plan in whole.smaller():
             if self.predicted(plan) * (1.0 if must else CARE) <= allowed:
                 return plan

@@ -225,9 +225,8 @@ class PrecisionLaw:
         if not self._adaptive:
             return
         self._has_learnt = True
-        per_step = gap / self.interval if gap < math.inf else math.inf
         remembered = self._spread * _MEMORY**intervals if self._spread < math.inf else 0.0
-        self._spread = max(per_step, remembered)
+        self._spread = max(gap / self.interval, remembered)
         if self._may_narrow:
             # Below four steps an interval, what float32 saves in products it spends on reorthonormalising.
             narrow = longest_interval(self._spread, torch.float32, self._limit) >= 4

@@ -282,7 +282,7 @@ def warn_of_impatience(trainer: pl.Trainer, callback: Any) -> None:
 
 
 def _checks_per_measurement(trainer: pl.Trainer, callback: Any, stopper: Any) -> float:
-    """How often EarlyStopping checks from one measurement to the next; 1 where that is not known."""
+    """How often EarlyStopping checks from one measurement to the next; not above 1 where that is not known."""
     batches, interval, every = trainer.num_training_batches, trainer.val_check_batch, trainer.check_val_every_n_epoch
     if getattr(stopper, "_check_on_train_epoch_end", True):
         checks = 1.0  # an epoch
@@ -295,7 +295,7 @@ def _checks_per_measurement(trainer: pl.Trainer, callback: Any, stopper: Any) ->
     if callback.every_n_train_steps is not None:
         updates = batches / trainer.accumulate_grad_batches
         measurements = updates / callback.every_n_train_steps
-        return checks / measurements if math.isfinite(updates) else 1.0
+        return checks / measurements
     return checks * callback.every_n_epochs if callback.every_n_epochs > 1 else 1.0  # else it measures at each check
 
 
@@ -312,8 +312,8 @@ def _is_key(key: str | None, prefix: str) -> bool:
     """Whether a LyapunovSpectrumCallback of this prefix logs such a key."""
     if key is None:
         return False
-    of_a_layer = key.startswith(f"{prefix}/") and key.endswith("/max") and key.count("/") > prefix.count("/") + 1
-    return of_a_layer or key in _keys((*KEYS, *SCORES), prefix)
+    is_largest = key.startswith(f"{prefix}/") and key.endswith("/max")  # of all, or of a layer
+    return is_largest or key in _keys((*KEYS, *SCORES), prefix)
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -96,6 +96,8 @@ def test_cost_follows_from_the_last_one_as_worked_by_hand() -> None:
     assert {plan: budget.predicted(plan) for plan in costs} == costs
     budget.note(Plan(4, 16), 5.0)  # on a machine that is busy now
     assert budget.predicted(Plan(8, 16)) == 1.0  # what it took
+    budget.note(Plan(8, 16), 2.0)
+    assert budget.predicted(Plan(8, 24)) == 3.0  # of the last one, though another was the first to follow it
 
 
 def test_seconds_are_allowed_up_to_the_share_with_a_quarter_in_reserve() -> None:

@@ -239,6 +239,11 @@ def test_features_of_an_unknown_spectrum_are_unknown() -> None:
     assert all(math.isnan(value) for value in features.values())
 
 
+def test_the_largest_of_a_layer_of_one_unit_may_be_unknown() -> None:
+    parts = {"known": spectrum(-0.1, -0.2), "not": spectrum(NAN, stderr=numbers(NAN))}
+    assert math.isnan(spectrum_features(LyapunovSpectrum.union(parts))["max"])
+
+
 def test_marginal_directions_remember_for_ever() -> None:
     features = spectrum_features(spectrum(0.0, 0.0))
     assert features["gradient_horizon"] == INF

@@ -320,6 +320,27 @@ def test_burdens_of_many_intervals_are_those_of_each_by_loops(k: int) -> None:
     assert found[0, 1, 3].isnan() and not is_blind
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("above", "blind"), [(-0.1, False), (0.1, True)])
+def test_blocks_are_blind_for_a_pivot_that_is_the_rounding_of_what_it_is_left_of(
+    above: float, blind: bool, dtype: torch.dtype
+) -> None:
+    """Where its square is below 1000 u of the squared length: whatever the scale, also of another column."""
+    log = torch.full((2, 4), -30.0, dtype=torch.float64)
+    log[0, 2] = 5.0
+    squares = torch.zeros_like(log)
+    squares[0, 2] = math.exp(2 * 5.0 + math.log(1e-3 / unit_roundoff(dtype)) + above)
+    squares[1, 1] = math.exp(2 * -30.0)
+    assert bool(gaps_in_blocks(log[:, 2:3], dtype, squares=squares[:, 2:3])[1]) == blind
+    assert not gaps_in_blocks(log[1], dtype, squares=squares[1])[1]
+
+
+def test_gaps_in_blocks_too_are_told_by_the_length_of_the_tangents() -> None:
+    log, length = torch.full((2, 4), -3.0, dtype=torch.float64), torch.tensor([math.exp(2.0), math.exp(-9.0)])
+    for found in (gaps(log, length), gaps_in_blocks(log, torch.float64, length)[0]):
+        torch.testing.assert_close(found, torch.tensor([[5.0] * 4, [0.0] * 4], dtype=torch.float64), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("behind", "dtype", "blind"),
     [(33.0, torch.float64, False), (35.0, torch.float64, True), (35.0, torch.float32, False)],

@@ -192,8 +192,9 @@ def test_patience_counts_measurements_not_epochs(every: int) -> None:
 def test_a_key_that_is_not_measured_does_not_count_and_is_told_once() -> None:
     stopper = LyapunovEarlyStopping(monitor="lyapunov/rnn.l7/max", patience=1)
     with pytest.warns(UserWarning) as told:
-        assert stopped(stopper, [-0.1]) == 32
-    assert sum("'lyapunov/rnn.l7/max' was not measured" in str(w.message) for w in told) == 1
+        assert stopped(stopper, [{"mean": -0.5}]) == 32
+    missed = "'lyapunov/rnn.l7/max' was not measured and does not count; measured are lyapunov/max, lyapunov/mean."
+    assert sum(missed in str(w.message) for w in told) == 1
 
 
 def test_every_key_that_is_logged_can_be_monitored() -> None:
@@ -293,9 +294,18 @@ def test_bad_arguments_are_refused(options: dict[str, Any], told: str) -> None:
 @pytest.mark.parametrize(
     ("callbacks", "stopper", "told"),
     [
-        ([], {"conditions": "chaotic"}, r"add LyapunovSpectrumCallback\(prefix='lyapunov'\).*there is none"),
+        (
+            [],
+            {"conditions": "chaotic"},
+            r"^LyapunovEarlyStopping reads what a LyapunovSpectrumCallback of the same Trainer measures: add "
+            r"LyapunovSpectrumCallback\(prefix='lyapunov'\) to its callbacks; there is none\.$",
+        ),
         ([{"prefix": "a"}], {"conditions": "chaotic"}, "those have 'a'"),
-        ([{}], {"conditions": ["chaotic", "predicted_to_fail"]}, r"\('predicted_to_fail'\) needs scores.*scorer=None"),
+        (
+            [{}],
+            {"conditions": ["chaotic", "predicted_to_fail"]},
+            r"\('predicted_to_fail'\) needs scores.*scorer='general' is",
+        ),
         ([{}], {"monitor": "aelle/performance"}, r"\('aelle/performance'\) needs scores"),
     ],
 )
