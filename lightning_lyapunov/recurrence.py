@@ -16,10 +16,11 @@ then meet the weights in one product of matrices.
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from copy import copy
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, TypeAlias
 
 import torch
@@ -443,6 +444,7 @@ class CellMap(Recurrence):
 
     def _has_forward_mode(self, state: Tensor, drive: Tensor, tangents: Tensor) -> bool:
         """Whether every operator of the cell has a forward-mode and a batching rule: tried on one tangent."""
+        _load_forward_mode()
         try:
             self._push_by_forward_mode(state, drive, tangents[..., :1])
         except (RuntimeError, NotImplementedError):  # what torch raises for a missing rule
@@ -473,6 +475,14 @@ class CellMap(Recurrence):
         if dtype == self.dtype or not self.castable:
             return self
         return CellMap(self.cell, self.template, driven=self.driven, dtype=dtype)
+
+
+@cache
+def _load_forward_mode() -> None:
+    """Load torch's rules, which is done once: some are compiled then, in a way that torch itself warns of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
+        jvp(torch.sin, (torch.zeros((), device="cpu"),), (torch.ones((), device="cpu"),))
 
 
 def _times(rows: Tensor, weights: Tensor) -> Tensor:
