@@ -277,7 +277,8 @@ def lyapunov_spectrum(
         interval: Steps between reorthonormalisations; chosen by the precision law
             (:mod:`lightning_lyapunov.orthonormal`) if None.
         dtype: ``torch.float32`` or ``torch.float64``; if None the trajectory is float64, and so are the tangent
-            vectors unless they spread so little that float32 loses nothing.
+            vectors unless they spread so little that float32 loses nothing. With float32 the states are float32 too;
+            what their rounding does to saturated gates, or in chaos, is not judged by ``trusted``.
         tolerance: Stop early, at the first look after 32 measured steps at which every exponent's standard error is
             below it, in nats per step.
         generator: Source of the initial frame; a private one with seed 0 if None.

@@ -320,6 +320,12 @@ LOST = math.log(1 / EXACT) - 5
 
 @given(cases())
 @example(Case("relu", hidden=7, steps=2, driven=False, with_state=True, bias=False, transient=1))  # dies before it
+@example(
+    Case(
+        "lstm", hidden=11, inputs=4, steps=7, batch=3, projection=1, bias=False, lengths=(1, 1, 7),
+        gain=3.0, loudness=4.0, seed=20, transient=1, dtype=torch.float32,
+    )
+)  # fmt: skip
 def equals_the_dense_oracle(case: Case) -> None:
     system = case.system()
     spectrum = case.measure(system)
@@ -328,11 +334,16 @@ def equals_the_dense_oracle(case: Case) -> None:
         error = (exponents - found.exponents).abs()
         if "relu" in case.kind:  # whose zeros are what they seem
             assert (found.lag[trusted] < LOST).all(), "trusted, though nothing was left of it"
-        known = found.blur.cummax(0).values < LOST - 10
-        assert (error[trusted & known] < TOLERANCE).all(), (error, trusted)
+        blur = found.blur.cummax(0).values
+        known = blur < LOST - 10
+        # States in float32 are the user's wish, and what rounding them does to a saturated unit is not judged.
+        allowed = TOLERANCE + (
+            300 * torch.finfo(torch.float32).eps / 2 * blur.exp() if case.dtype == torch.float32 else 0
+        )
+        assert (error < allowed)[trusted & known].all(), (error, trusted)
         if part.dtype == torch.float64 and case.interval == 1:
             assert trusted[known].all()
-            limit = 1e-12 + 300 * EXACT * found.blur.cummax(0).values.exp()
+            limit = 1e-12 + 300 * EXACT * blur.exp()
             assert (error[known] < limit[known]).all(), (error, limit)
             has_steps = torch.tensor(case.ends) > case.transient
             off = (per_sequence - found.per_sequence).abs()[has_steps]
