@@ -46,7 +46,7 @@ class LyapunovSpectrum:
     per_sequence: Tensor
     """(B, K) nats per step, rows as in the inputs; NaN for a sequence that ended within the transient."""
     trusted: Tensor
-    """(K,) bool: within the precision law, so that rounding moved the exponent by less than 1e-3."""
+    """(K,) bool: within the precision law, so that rounding the tangents moved it by less than 1e-3."""
     dimension: int
     """D, the dimension of the whole state; K of its exponents were measured."""
     steps: int

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from lightning_lyapunov import LyapunovSpectrum, lyapunov_spectrum
-from lightning_lyapunov.orthonormal import TOLERANCE
+from lightning_lyapunov.orthonormal import TOLERANCE, unit_roundoff
 from lightning_lyapunov.spectrum import Frames
 from lightning_lyapunov.tangent import random_frame
 
@@ -337,10 +337,8 @@ def equals_the_dense_oracle(case: Case) -> None:
         blur = found.blur.cummax(0).values
         known = blur < LOST - 10
         # States in float32 are the user's wish, and what rounding them does to a saturated unit is not judged.
-        allowed = TOLERANCE + (
-            300 * torch.finfo(torch.float32).eps / 2 * blur.exp() if case.dtype == torch.float32 else 0
-        )
-        assert (error < allowed)[trusted & known].all(), (error, trusted)
+        by_states = 300 * unit_roundoff(torch.float32) * blur.exp() if case.dtype == torch.float32 else 0.0
+        assert (error < TOLERANCE + by_states)[trusted & known].all(), (error, trusted)
         if part.dtype == torch.float64 and case.interval == 1:
             assert trusted[known].all()
             limit = 1e-12 + 300 * EXACT * blur.exp()
