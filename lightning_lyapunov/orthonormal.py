@@ -8,8 +8,8 @@ about
 
 with *u* the unit roundoff and *g* the *gap* that direction fell behind within one interval; behind the length of
 the tangents, where that is more than :math:`R_{11}`, as it is where the fastest direction all but dies. Keeping the gap
-under :func:`gap_budget` keeps the error under :data:`TOLERANCE`; an exponent whose gap stayed there, and whose
-predecessors' did, is *trusted*.
+under :func:`gap_budget` keeps the error under :data:`TOLERANCE`, a mean over many steps; an exponent whose gap stayed
+there, and whose predecessors' did, is *trusted*.
 
 Two ways lead to the same triangle. :func:`by_householder` is exact to rounding. :func:`by_blocks` is all products of
 matrices and two to three times faster where there are enough directions and sequences: blocks of :data:`LEAF` are made
@@ -174,9 +174,15 @@ def unit_roundoff(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2
 
 
-def gap_budget(dtype: torch.dtype) -> float:
-    """Largest gap, in nats within one interval, at which an exponent is still right to :data:`TOLERANCE`."""
-    return math.log(TOLERANCE / (30 * unit_roundoff(dtype)))
+def gap_budget(dtype: torch.dtype, steps: float = math.inf) -> float:
+    """Largest gap, in nats within one interval, at which an exponent is still right to :data:`TOLERANCE`.
+
+    Args:
+        dtype: Floating type of the tangents.
+        steps: Over how many the exponent is a mean, those of all sequences together: a single one may be off by
+            twenty times as much as they are on average.
+    """
+    return math.log(TOLERANCE / (max(30.0, 600.0 / steps) * unit_roundoff(dtype)))
 
 
 class PrecisionLaw:
@@ -187,18 +193,26 @@ class PrecisionLaw:
         interval: Fixed by the user, or None.
         may_narrow: Whether float32 may be used where it loses nothing.
         limit: Longest interval.
+        steps: Over how many exponents will be means, as for :func:`gap_budget`.
     """
 
-    def __init__(self, dtype: torch.dtype, interval: int | None, *, may_narrow: bool, limit: int) -> None:
+    def __init__(
+        self, dtype: torch.dtype, interval: int | None, *, may_narrow: bool, limit: int, steps: float = math.inf
+    ) -> None:
         self.dtype = self._widest = dtype
         self.interval = interval or 1
         self.may_use_blocks = True
         self._adaptive = interval is None
         self._may_narrow = may_narrow and self._adaptive and dtype != torch.float32
-        self._limit = limit
+        self._limit, self._steps = limit, steps
         self._spread = 0.0
         self._has_learnt = False
         self._failures = 0
+
+    @property
+    def budget(self) -> float:
+        """Largest gap that is allowed at present."""
+        return gap_budget(self.dtype, self._steps)
 
     @property
     def stretch(self) -> int:
@@ -213,7 +227,7 @@ class PrecisionLaw:
         if failed and self.may_use_blocks:
             self._failures += 1
             self.may_use_blocks = False
-        elif careful or gap <= gap_budget(self.dtype):
+        elif careful or gap <= self.budget:
             return False
         if self._adaptive:
             self.interval, self.dtype = 1, self._widest
@@ -229,13 +243,13 @@ class PrecisionLaw:
         self._spread = max(gap / self.interval, remembered)
         if self._may_narrow:
             # Below four steps an interval, what float32 saves in products it spends on reorthonormalising.
-            narrow = longest_interval(self._spread, torch.float32, self._limit) >= 4
+            narrow = longest_interval(self._spread, gap_budget(torch.float32, self._steps), self._limit) >= 4
             self.dtype = torch.float32 if narrow else self._widest
-        self.interval = longest_interval(self._spread, self.dtype, self._limit)
+        self.interval = longest_interval(self._spread, self.budget, self._limit)
 
 
-def longest_interval(spread: float, dtype: torch.dtype, limit: int) -> int:
+def longest_interval(spread: float, budget: float, limit: int) -> int:
     """Steps that may pass between reorthonormalisations while the frame spreads by ``spread`` nats per step."""
     if not spread < math.inf:
         return 1
-    return max(1, min(limit, int(gap_budget(dtype) / max(spread, 1e-9))))
+    return max(1, min(limit, int(budget / max(spread, 1e-9))))

@@ -58,10 +58,6 @@ class Recurrence(ABC):
         return inputs
 
     @abstractmethod
-    def step(self, state: Tensor, drive: Tensor) -> Tensor:
-        """The state ``(B, D)`` one step later, driven by ``drive`` ``(B, ...)``."""
-
-    @abstractmethod
     def linearise(self, states: Tensor, drive: Tensor) -> Factors:
         """Factors ``(T, B, ...)`` of the Jacobians at ``states`` ``(T, B, D)`` under ``drive`` ``(T, B, ...)``."""
 
@@ -77,13 +73,9 @@ class Recurrence(ABC):
         """The same as :meth:`push_forward`, by one product with Jacobians formed from condensed ``factors``."""
         raise NotImplementedError
 
+    @abstractmethod
     def run(self, inputs: Tensor, drive: Tensor, state: Tensor) -> Tensor:
         """States ``(T + 1, B, D)`` from ``state`` ``(B, D)`` on, along ``inputs`` and their :meth:`drive`."""
-        states = state.new_empty((len(drive) + 1, *state.shape))
-        states[0] = state
-        for t in range(len(drive)):
-            states[t + 1] = self.step(states[t], drive[t])
-        return states
 
     def follow(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Factors]:
         """States ``(T + 1, B, D)`` along ``inputs`` ``(T, B, ...)``, and the factors ``(T, B, ...)`` at the first T."""
@@ -188,10 +180,6 @@ class ElmanMap(_Gated):
     def _options(self) -> dict[str, Any]:
         return {"nonlinearity": self.nonlinearity}
 
-    def step(self, state: Tensor, drive: Tensor) -> Tensor:
-        a = drive + self._recur(state)
-        return torch.tanh(a) if self.nonlinearity == "tanh" else torch.relu(a)
-
     def linearise(self, states: Tensor, drive: Tensor) -> Factors:
         a = drive + self._recur(states)
         return (_tanh_slope(a) if self.nonlinearity == "tanh" else _relu_slope(a),)
@@ -227,11 +215,6 @@ class GRUMap(_Gated):
         recur_r, recur_z, u = self._recur(states).chunk(3, -1)
         a_r, a_z = drive_r + recur_r, drive_z + recur_z
         return a_r, a_z, u, drive_n + torch.sigmoid(a_r) * u
-
-    def step(self, state: Tensor, drive: Tensor) -> Tensor:
-        _, a_z, _, a_n = self._activate(state, drive)
-        n = torch.tanh(a_n)
-        return n + torch.sigmoid(a_z) * (state - n)
 
     def linearise(self, states: Tensor, drive: Tensor) -> Factors:
         a_r, a_z, u, a_n = self._activate(states, drive)
@@ -296,12 +279,6 @@ class LSTMMap(_Gated):
 
     def _split(self, state: Tensor) -> tuple[Tensor, Tensor]:
         return state[..., : self.output_size], state[..., self.output_size :]
-
-    def step(self, state: Tensor, drive: Tensor) -> Tensor:
-        h, c = self._split(state)
-        i, f, g, o = (drive + self._recur(h)).chunk(4, -1)
-        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-        return torch.cat([self._project(torch.sigmoid(o) * torch.tanh(c)), c], -1)
 
     def run(self, inputs: Tensor, drive: Tensor, state: Tensor) -> Tensor:
         return self._run(inputs, drive, state)[0]
@@ -417,6 +394,7 @@ class CellMap(Recurrence):
         return parts[0] if isinstance(self.template, Tensor) else parts
 
     def step(self, state: Tensor, drive: Tensor) -> Tensor:
+        """The state ``(B, D)`` one step later, driven by ``drive`` ``(B, ...)``."""
         # A copy: a cell may write to the state it is given, and this one is a step of the trajectory.
         arguments = (_cast(drive, self.dtype) if self.driven else None, self.unflatten(state.clone()))
         if isinstance(self.cell, nn.Module):
@@ -430,6 +408,13 @@ class CellMap(Recurrence):
                 f"system must return the next state as it takes it, parts of shape {expected}; it returned {shapes}."
             )
         return self.flatten(result)
+
+    def run(self, inputs: Tensor, drive: Tensor, state: Tensor) -> Tensor:
+        states = state.new_empty((len(drive) + 1, *state.shape))
+        states[0] = state
+        for t in range(len(drive)):
+            states[t + 1] = self.step(states[t], drive[t])
+        return states
 
     def linearise(self, states: Tensor, drive: Tensor) -> Factors:
         return states, drive
@@ -471,7 +456,7 @@ class CellMap(Recurrence):
             ]
         return torch.stack([torch.zeros_like(state) if row is None else row for row in rows], -2) @ tangents
 
-    def to(self, dtype: torch.dtype) -> Recurrence:
+    def to(self, dtype: torch.dtype) -> CellMap:
         if dtype == self.dtype or not self.castable:
             return self
         return CellMap(self.cell, self.template, driven=self.driven, dtype=dtype)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from lightning_lyapunov.isolation import measuring
-from lightning_lyapunov.orthonormal import TOLERANCE, PrecisionLaw, gap_budget
+from lightning_lyapunov.orthonormal import TOLERANCE, PrecisionLaw
 from lightning_lyapunov.recurrence import Factors, Recurrence, State, as_parts
 from lightning_lyapunov.tangent import Growth, push_along, random_frame
 from lightning_lyapunov.trajectory import STRETCH, Inputs, Trajectory, device_of, trajectories, unwrap, widest_dtype
@@ -360,7 +360,8 @@ def _measure(
 
     frame = random_frame(size, k, device, generator).expand(sequences, size, k)
     may_narrow = dtype is None and path.recurrence.to(torch.float32).dtype == torch.float32
-    law = PrecisionLaw(path.recurrence.dtype, interval, may_narrow=may_narrow, limit=CHUNK)
+    counted = sum(path.running[transient:])
+    law = PrecisionLaw(path.recurrence.dtype, interval, may_narrow=may_narrow, limit=CHUNK, steps=counted)
     segments = _segments(path, transient)
     order = path.order
     tally = _Tally(sequences, segments, k, device)
@@ -447,7 +448,7 @@ def _advance(
         while law.refuses(gap, failed):
             settled, growth, gap, failed = _push(path.recurrence, factors, running, frame, law)
         frame = settled
-        tally.judge(growth.gap, law.dtype)
+        tally.judge(growth.gap, law.budget)
         if not settling:
             tally.add(growth, law.dtype, running, *_volumes(path.recurrence, factors, growth, frame.shape[-1]))
             if tolerance is not None and tally.is_within(tolerance):
@@ -506,9 +507,9 @@ class _Tally:
         self._volume: Tensor | float | None = 0.0
         self._audits: list[Tensor] = []
 
-    def judge(self, gap: Tensor, dtype: torch.dtype) -> None:
+    def judge(self, gap: Tensor, budget: float) -> None:
         """Trust no direction that rounding had a hand in, nor any after it, as these are what was left of it."""
-        self.trusted &= (gap.amax(0) <= gap_budget(dtype)).cummin(0).values
+        self.trusted &= (gap.amax(0) <= budget).cummin(0).values
 
     def add(
         self,

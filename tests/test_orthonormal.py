@@ -192,13 +192,24 @@ def test_budget_is_the_gap_at_which_rounding_reaches_the_tolerance() -> None:
         assert gap_budget(dtype) == pytest.approx(nats, abs=0.1)
 
 
+@pytest.mark.parametrize(("steps", "factor"), [(1, 600), (12, 50), (20, 30), (1000, 30)])
+def test_a_mean_over_few_steps_has_less_to_spend(steps: int, factor: float) -> None:
+    assert factor * unit_roundoff(torch.float64) * math.exp(gap_budget(torch.float64, steps)) == pytest.approx(
+        TOLERANCE
+    )
+    law = PrecisionLaw(torch.float64, None, may_narrow=False, limit=32, steps=steps)
+    law.learn(2.0, intervals=8)
+    assert law.interval == int(gap_budget(torch.float64, steps) / 2.0)
+    assert law.refuses(gap_budget(torch.float64, steps) + 0.01, failed=False)
+
+
 def test_longest_interval_keeps_the_gap_within_the_budget() -> None:
-    assert longest_interval(2.0, torch.float64, 32) == 13
-    assert longest_interval(2.0, torch.float32, 32) == 3
-    assert longest_interval(0.0, torch.float64, 32) == 32
-    assert longest_interval(100.0, torch.float64, 32) == 1
-    assert longest_interval(math.inf, torch.float64, 32) == 1
-    assert longest_interval(math.nan, torch.float64, 32) == 1
+    assert longest_interval(2.0, gap_budget(torch.float64), 32) == 13
+    assert longest_interval(2.0, gap_budget(torch.float32), 32) == 3
+    assert longest_interval(0.0, gap_budget(torch.float64), 32) == 32
+    assert longest_interval(100.0, gap_budget(torch.float64), 32) == 1
+    assert longest_interval(math.inf, gap_budget(torch.float64), 32) == 1
+    assert longest_interval(math.nan, gap_budget(torch.float64), 32) == 1
 
 
 # ------------------------------------------------------------------ the law
@@ -221,7 +232,7 @@ def test_law_forgets_a_spread_slowly_and_a_dead_direction_at_once() -> None:
     law.learn(2.0, intervals=8)
     law.learn(13 * 0.1, intervals=10)
     assert law.interval == int(gap_budget(torch.float64) / (2.0 * 0.98**10))
-    for gap in (math.inf, math.nan):
+    for gap in (math.nan, math.inf):
         law.learn(gap, intervals=1)
         assert law.interval == 1
     law.learn(0.5, intervals=32)

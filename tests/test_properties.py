@@ -326,6 +326,20 @@ LOST = math.log(1 / EXACT) - 5
         gain=3.0, loudness=4.0, seed=20, transient=1, dtype=torch.float32,
     )
 )  # fmt: skip
+@example(
+    Case(
+        "lstm",
+        hidden=5,
+        inputs=3,
+        steps=10,
+        batch=3,
+        both_ways=True,
+        lengths=(10, 1, 1),
+        gain=3.0,
+        loudness=4.0,
+        interval=2,
+    )
+)
 def equals_the_dense_oracle(case: Case) -> None:
     system = case.system()
     spectrum = case.measure(system)

@@ -399,9 +399,9 @@ def test_casting_a_map_casts_its_arithmetic(kind: str) -> None:
     assert wide.dtype == torch.float64 and narrow.dtype == torch.float32
     state, x = noise(BATCH, wide.state_size), noise(BATCH, INPUT)
     near = {"rtol": 0.0, "atol": 1e-5}
-    image = narrow.step(state.float(), narrow.drive(x.float()))
+    image = narrow.run(x.float()[None], narrow.drive(x.float()[None]), state.float())[1]
     assert image.dtype == torch.float32
-    torch.testing.assert_close(image.double(), wide.step(state, wide.drive(x)), **near)
+    torch.testing.assert_close(image.double(), wide.run(x[None], wide.drive(x[None]), state)[1], **near)
     ours = jacobian(narrow, state.float(), narrow.drive(x.float()))
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours.double(), jacobian(wide, state, wide.drive(x)), **near)

@@ -106,8 +106,8 @@ class Scale(Recurrence):
     state_size = output_size = 2
     dtype = torch.float64
 
-    def step(self, state: Tensor, drive: Tensor) -> Tensor:
-        return state * drive
+    def run(self, inputs: Tensor, drive: Tensor, state: Tensor) -> Tensor:
+        raise NotImplementedError
 
     def linearise(self, states: Tensor, drive: Tensor) -> tuple[Tensor, ...]:
         return (drive,)
@@ -140,6 +140,26 @@ def test_gap_is_what_a_direction_fell_behind_within_one_interval() -> None:
     torch.testing.assert_close(scaled(rates, interval=2)[1].gap, torch.tensor([[0.0, 3.5]]).double())
     torch.testing.assert_close(scaled(rates, interval=4)[1].gap, torch.tensor([[0.0, 6.5]]).double())
     torch.testing.assert_close(scaled(-rates, interval=4)[1].gap, torch.tensor([[6.5, 0.0]]).double())
+
+
+class Matrices(Scale):
+    """Whatever the drive is, as matrices."""
+
+    def push_forward(self, factors: tuple[Tensor, ...], tangents: Tensor) -> Tensor:
+        return factors[0] @ tangents
+
+
+@pytest.mark.parametrize("in_blocks", [False, True])
+@pytest.mark.parametrize("k", [2, 1])
+def test_gap_is_told_by_the_length_of_the_tangents(in_blocks: bool, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fastest direction all but dies, and the other is long, but in its span: rounding is that of the long one."""
+    monkeypatch.setattr("lightning_lyapunov.tangent.prefers_blocks", lambda frame: in_blocks)
+    matrix = torch.tensor([[[[1e-3, 1.0], [0.0, 1e-4]]]]).double()
+    growth = push_along(Matrices(), (matrix,), [1], torch.eye(2)[None, :, :k].double(), 1)[1]
+    lengths = torch.tensor([1e-3, 1e-4])[:k].double()
+    torch.testing.assert_close(growth.log[0], lengths.log())
+    longest = math.sqrt((1e-6 + 1.0 + 1e-8) / 2) if k == 2 else 1e-3
+    torch.testing.assert_close(growth.gap[0], math.log(longest) - lengths.log())
 
 
 def test_a_lost_direction_leaves_the_gap_of_the_others_known() -> None:
