@@ -179,10 +179,10 @@ def gap_budget(dtype: torch.dtype, steps: float = math.inf) -> float:
 
     Args:
         dtype: Floating type of the tangents.
-        steps: Over how many the exponent is a mean, those of all sequences together: a single one may be off by some
-            seventy times as much as they are on average.
+        steps: Over how many the exponent is a mean, those of all sequences together: a single one may be off by
+            twenty times as much as they are on average.
     """
-    return math.log(TOLERANCE / (max(30.0, 2000.0 / steps) * unit_roundoff(dtype)))
+    return math.log(TOLERANCE / (max(30.0, 600.0 / steps) * unit_roundoff(dtype)))
 
 
 class PrecisionLaw:

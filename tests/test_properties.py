@@ -350,9 +350,11 @@ def equals_the_dense_oracle(case: Case) -> None:
             assert (found.lag[trusted] < LOST).all(), "trusted, though nothing was left of it"
         blur = found.blur.cummax(0).values
         known = blur < LOST - 10
-        # States in float32 are the user's wish, and what rounding them does to a saturated unit is not judged.
+        # States in float32 are the user's wish, and what rounding them does to a saturated unit is not judged. Nor is
+        # what is lost within an interval of the user's, between two Jacobians of which one undoes the other.
         by_states = 300 * unit_roundoff(torch.float32) * blur.exp() if case.dtype == torch.float32 else 0.0
-        assert (error < TOLERANCE + by_states)[trusted & known].all(), (error, trusted)
+        tolerance = TOLERANCE * (1 if case.interval in (None, 1) else 3)
+        assert (error < tolerance + by_states)[trusted & known].all(), (error, trusted)
         if part.dtype == torch.float64 and case.interval == 1:
             assert trusted[known].all()
             limit = 1e-12 + 300 * EXACT * blur.exp()
