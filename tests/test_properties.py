@@ -345,8 +345,8 @@ def equals_the_dense_oracle(case: Case) -> None:
             assert (found.lag[trusted] < LOST).all(), "trusted, though nothing was left of it"
         blur = found.blur.cummax(0).values
         known = blur < LOST - 10
-        # Not judged: what rounding the states does in chaos or to saturated units, where float32 is the user's wish; what
-        # is lost within an interval of the user's, between two Jacobians of which one undoes the other.
+        # Not judged: what rounding states does in chaos or to saturated units, where float32 is the user's wish;
+        # what is lost within an interval of the user's, between two Jacobians of which one undoes the other.
         rounding = 300 * unit_roundoff(torch.float32) if case.dtype == torch.float32 else 0.0
         by_states = rounding * blur.exp() * found.chaos
         tolerance = TOLERANCE * (1 if case.interval in (None, 1) else 3)
