@@ -46,7 +46,7 @@ def alive(module: nn.Module) -> Counts:
 def forget_texts() -> None:
     """Matplotlib remembers the extent of each of the last thousands of texts."""
     for thing in gc.get_objects():
-        if isinstance(thing, _lru_cache_wrapper) and str(thing.__module__).startswith("matplotlib"):
+        if type(thing) is _lru_cache_wrapper and str(thing.__module__).startswith("matplotlib"):
             thing.cache_clear()
 
 
