@@ -85,7 +85,7 @@ constraints:  ## renew both constraints files with the newest releases (needs uv
 	mv constraints.new constraints-oldest.txt
 
 clean:        ## remove the environments and what tests and builds leave; results of runs stay
-	rm -rf $(VENV) .venv-oldest .venv-newest build dist site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest .venv-newest build dist site mutants .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # One stamp for each extra of pyproject.toml: installed once, and again when what it was made from changes.
 # The constraints go in as variables because these reach the isolated build too, under the name each pip knows.
