@@ -76,6 +76,18 @@ class Looped(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), 1e-2)
 
 
+class Leaky(nn.Module):
+    """A cell written by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.RNNCell(3, 6)
+
+    def forward(self, x: Tensor, state: Tensor | None = None) -> Tensor:
+        state = x.new_zeros(len(x), 6) if state is None else state
+        return 0.5 * state + 0.5 * self.inner(x, state)
+
+
 class Varied(pl.LightningModule):
     """A run as users have them: it can do by hand, and all at once, what the others do one by one.
 

@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from fits import Looped, Manual, Regressor, loader, trainer
+from fits import Leaky, Looped, Manual, Regressor, loader, trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
@@ -86,15 +86,6 @@ def test_a_cell_in_a_python_loop_equals_the_layer_of_the_same_weights(cell: nn.M
 
 
 def test_a_cell_of_ones_own_is_measured_when_named() -> None:
-    class Leaky(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = nn.RNNCell(3, 6)
-
-        def forward(self, x: Tensor, state: Tensor | None = None) -> Tensor:
-            state = x.new_zeros(len(x), 6) if state is None else state
-            return 0.5 * state + 0.5 * self.inner(x, state)
-
     pl.seed_everything(0)
     model, callback = Looped(Leaky()), measure_always("cell", k=None, num_sequences=8)
     trainer(callback).fit(model, loader())

@@ -12,7 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from fits import Looped, Regressor, loader, trainer
+from fits import Leaky, Looped, Regressor, loader, trainer
 from torch import Tensor, nn
 
 from lightning_lyapunov import LyapunovSpectrum, LyapunovSpectrumCallback, lyapunov_spectrum
@@ -194,18 +194,6 @@ def test_a_compiled_part_is_measured_under_its_own_name(what: str, kind: str) ->
     torch._dynamo.reset()
     assert [m.step for m in ours.history] == [0, 4, 8] and not watch.differ
     is_that_of_the_float64_weights(ours.spectrum, layer, first_inputs())
-
-
-class Leaky(nn.Module):
-    """A cell written by hand."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.Linear(9, 6)
-
-    def forward(self, x: Tensor, state: Tensor | None = None) -> Tensor:
-        state = x.new_zeros(len(x), 6) if state is None else state
-        return 0.5 * state + 0.5 * torch.tanh(self.inner(torch.cat([x, state], -1)))
 
 
 @pytest.mark.parametrize("way", ["wrapped", "in place", "not"])

@@ -15,7 +15,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from fits import Looped, Regressor, loader, trainer
+from fits import Leaky, Looped, Regressor, loader, trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -150,18 +150,6 @@ def test_early_stopping_on_a_score_reads_that_of_the_current_weights(check: dict
 # ------------------------------------------------------------------ what the scorer is told
 
 
-class Own(nn.Module):
-    """A cell that no scorer knows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.RNNCell(3, 6)
-
-    def forward(self, x: Tensor, state: Tensor | None = None) -> Tensor:
-        state = x.new_zeros(len(x), 6) if state is None else state
-        return 0.5 * state + 0.5 * self.inner(x, state)
-
-
 @pytest.mark.parametrize(
     ("layer", "architecture", "hidden_size"),
     [
@@ -171,14 +159,14 @@ class Own(nn.Module):
         (nn.RNNCell(3, 6), "rnn", 6),
         (nn.GRUCell(3, 6), "gru", 6),
         (nn.LSTMCell(3, 6), "lstm", 6),
-        (Own(), "Own", None),
+        (Leaky(), "Leaky", None),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
 def test_the_scorer_is_told_the_kind_of_network(layer: nn.Module, architecture: str, hidden_size: int | None) -> None:
     oracle = Oracle()
     looped = not isinstance(layer, nn.RNNBase)
-    ours = scored(oracle, module="cell" if isinstance(layer, Own) else None)
+    ours = scored(oracle, module="cell" if isinstance(layer, Leaky) else None)
     trainer(ours).fit(Looped(layer) if looped else Regressor(layer), loader(), None if looped else loader())
     assert [told["updates"] for told in oracle.told] == [0, 4, 8]
     assert oracle.told[-1]["spectrum"] is ours.spectrum
