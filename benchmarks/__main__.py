@@ -36,7 +36,7 @@ import peers
 import torch
 
 from lightning_lyapunov import __version__
-from lightning_lyapunov.spectrum import SHORTEST_SEGMENT
+from lightning_lyapunov.engine.segments import SHORTEST_SEGMENT
 
 HERE = Path(__file__).resolve().parent
 KEPT, PAGE = HERE.parent / "runs" / "bench", HERE / "README.md"

@@ -1,9 +1,9 @@
 """Where the time of a measurement goes: the profile behind the targets that are missed.
 
-Each row is one measurement as the engine's table has it, float32, on one thread, seen by torch's profiler: products of
-Jacobian and tangents; forming the Jacobian of a gated cell from the weights of its gates; the rest of the push, as
-scaling of rows; reorthonormalisation; states and gates; and what Python and torch's dispatcher take between. "Of peak"
-is the speed of the products alone over that of a large one.
+Each row is one measurement as the engine's table has it, of exponents alone, float32, on one thread, seen by torch's
+profiler: products of Jacobian and tangents; forming the Jacobian of a gated cell from the weights of its gates; the
+rest of the push, as scaling of rows; reorthonormalisation; states and gates; and what Python and torch's dispatcher
+take between. "Of peak" is the speed of the products alone over that of a large one.
 
 Usage: python benchmarks/anatomy.py [--sizes 256] [--json FILE]
 """
@@ -21,7 +21,9 @@ import torch
 from engine import BATCH, INPUT, LEADING, network, peak, seconds
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from lightning_lyapunov import lyapunov_spectrum, recurrence, spectrum, tangent
+from lightning_lyapunov import lyapunov_spectrum
+from lightning_lyapunov.engine import exponents, tangent
+from lightning_lyapunov.engine.maps import gru, lstm
 
 PRODUCTS = {"aten::mm", "aten::bmm", "aten::baddbmm", "aten::addmm"}
 PARTS = (
@@ -41,7 +43,7 @@ def row(cell: str, hidden: int, leading: bool) -> dict[str, Any]:
     inputs = torch.randn(steps, batch, INPUT, generator=torch.Generator().manual_seed(1))
 
     def measure() -> None:
-        lyapunov_spectrum(layer, inputs, k=k, interval=interval, dtype=torch.float32)
+        lyapunov_spectrum(layer, inputs, k=k, interval=interval, dtype=torch.float32, growth=0)
 
     measure()
     fastest, spent = peak(), min(seconds(measure) for _ in range(3))
@@ -49,8 +51,9 @@ def row(cell: str, hidden: int, leading: bool) -> dict[str, Any]:
         profile(activities=[ProfilerActivity.CPU]) as profiled,
         named(tangent, "by_blocks"),
         named(tangent, "by_householder"),
-        named(spectrum, "push_along"),
-        named(recurrence, "_scaled_sum"),
+        named(exponents, "carry"),
+        named(gru, "scaled_sum"),
+        named(lstm, "scaled_sum"),
     ):
         measure()
     shares, products = by_part(profiled)
@@ -90,9 +93,9 @@ def by_part(profiled: Any) -> tuple[dict[str, float], float]:
             spent["Python and dispatch"] += own
         elif any(name in ("part::by_blocks", "part::by_householder") for name in parents):
             spent["reorthonormalising"] += own
-        elif "part::_scaled_sum" in parents:
+        elif "part::scaled_sum" in parents:
             spent["forming the Jacobian"] += own
-        elif "part::push_along" in parents:
+        elif "part::carry" in parents:
             spent["products" if event.name in PRODUCTS else "rest of the push"] += own
         else:
             spent["states and gates"] += own

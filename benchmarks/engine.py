@@ -113,7 +113,7 @@ def step(layer: nn.RNNBase, x: Tensor, state: Tensor) -> Tensor:
 
 def ours(interval: int | None, dtype: torch.dtype | None = torch.float32) -> Way:
     def measure(layer: nn.RNNBase, inputs: Tensor, k: int) -> None:
-        lyapunov_spectrum(layer, inputs, k=k, interval=interval, dtype=dtype)
+        lyapunov_spectrum(layer, inputs, k=k, interval=interval, dtype=dtype, transient=0, growth=0)
 
     return measure
 

@@ -57,7 +57,7 @@ class Shape:
             if name.startswith("weight_hh"):
                 nn.init.normal_(weight, std=GAIN / math.sqrt(self.hidden))
         inputs = torch.randn(self.steps, self.batch, INPUT)
-        options = {"k": self.k, "interval": self.interval, "dtype": torch.float32}
+        options = {"k": self.k, "interval": self.interval, "dtype": torch.float32, "transient": 0, "growth": 0}
         return lambda: lyapunov_spectrum(layer, inputs, **options)
 
 

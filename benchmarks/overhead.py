@@ -71,7 +71,7 @@ def fit(module: Reference, *callbacks: pl.Callback, epochs: int) -> None:
 def share(cell: type[nn.RNNBase], k: int | None, *, hidden: int = 128, epochs: int = 5) -> float:
     clock, ours = Clock(), LyapunovSpectrumCallback(k=k, max_overhead=None)
     fit(Reference(cell, hidden), ours, clock, epochs=epochs)
-    seconds = [m.metrics["lyapunov/seconds"] for m in list(ours.history)[1:]]
+    seconds = [m.metrics["seconds"] for m in list(ours.history)[1:]]
     return statistics.median(s / e for s, e in zip(seconds, clock.epochs, strict=True))
 
 
@@ -94,7 +94,7 @@ def run(epochs: int = RUN_EPOCHS) -> dict[str, Any]:
             spent[name] = time.process_time() - start
         ratios.append(spent["with"] / spent["without"] - 1)
         history = [m for m in ours.history if m.step > 0]
-        logged.append([m.metrics["lyapunov/overhead"] for m in history])
+        logged.append([m.metrics["overhead"] for m in history])
         measured.append(len(history))
     shares = [statistics.median(values) for values in zip(*(some[: min(measured)] for some in logged), strict=True)]
     return {"epochs": epochs, "measured": min(measured), "logged": shares, "fit": statistics.median(ratios)}

@@ -200,7 +200,7 @@ def ours(problem: Problem) -> Call:
         getattr(module, f"{name}_l0").copy_(torch.as_tensor(value))
     h, *c = torch.tensor(problem.start)[None].split(case.hidden, -1)
     state = (h.contiguous(), c[0].contiguous()) if c else h
-    options = {"k": case.k, "transient": case.transient, "interval": case.interval, "dtype": dtype}
+    options = {"k": case.k, "transient": case.transient, "interval": case.interval, "dtype": dtype, "growth": 0}
     return lambda: lyapunov_spectrum(module, None, steps=case.steps, state=state, **options).per_sequence
 
 

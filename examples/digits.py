@@ -23,7 +23,9 @@ from torchmetrics.functional import accuracy
 
 from lightning_lyapunov import LyapunovSpectrumCallback
 from lightning_lyapunov.figures import spectrum_over_training
-from lightning_lyapunov.history import Measurement
+from lightning_lyapunov.reading.conditions import has_settled, verdict
+from lightning_lyapunov.reading.history import Measurement
+from lightning_lyapunov.reading.words import factor
 
 CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 Digits = Subset[tuple[Tensor, ...]]
@@ -83,17 +85,17 @@ def quiet() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
-COLUMNS = "   λ_max ± stderr   near 0   λ > 0   KY dim   horizon   predicted skill    "
+COLUMNS = "  λ_max ± error  settled  gradient over 8 steps      predicted skill "
 
 
 def figures(measurement: Measurement) -> str:
     """What one measurement says, under these columns."""
-    m = {key.removeprefix("lyapunov/"): value for key, value in measurement.metrics.items()}
-    largest = f"{m['max']:+.3f} ± {m['max_stderr']:.3f}"
-    shares = f"{m['near_zero_fraction']:>6.1%}  {m['unstable_fraction']:>6.1%}"
-    predicted = f"{m['aelle/performance']:.2f} ({m['aelle/performance_low']:.2f} to {m['aelle/performance_high']:.2f})"
-    numbers = f"{m['kaplan_yorke_dimension']:>6.1f}   {m['gradient_horizon']:>7.1f}"
-    return f"{largest:>17}   {shares}   {numbers}   {predicted:<19}"
+    m = measurement.metrics
+    largest = f"{m['max']:+.2f} ± {m['max_error']:.2f}"
+    typical, most = factor(m["gradient_gain"]), factor(m["gradient_growth"])
+    predicted = f"{m['aelle/performance']:.2f} ({m['aelle/performance_low']:.2f}–{m['aelle/performance_high']:.2f})"
+    settled = "yes" if has_settled(measurement) else "no"
+    return f"  {largest:>13}  {settled:>7}  {f'{typical}, at most {most}':<25}  {predicted}"
 
 
 class PrintEpochs(pl.Callback):
@@ -104,7 +106,7 @@ class PrintEpochs(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The network as it was made."""
-        pl_module.print(f"epochs   accuracy{COLUMNS}   seconds")
+        pl_module.print(f"epochs   accuracy{COLUMNS}")
         self.print_line(pl_module, 0, math.nan)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -115,15 +117,7 @@ class PrintEpochs(pl.Callback):
         """The figures of the last measurement."""
         last = self.lyapunov.history[-1]
         known = "" if math.isnan(accuracy) else f"{accuracy:.1%}"
-        pl_module.print(f"{epochs:>6}   {known:>8}{figures(last)}   {last.metrics['lyapunov/seconds']:>7.2f}")
-
-
-def verdict(measurement: Measurement) -> str:
-    """Stable or chaotic over the steps of an image, if two standard errors tell."""
-    largest, stderr = measurement.metrics["lyapunov/max"], measurement.metrics["lyapunov/max_stderr"]
-    if measurement.metrics["lyapunov/stability_margin"] > 0:  # -largest - 2 * stderr
-        return "stable"
-    return "chaotic" if largest - 2 * stderr > 0 else "undecided"
+        pl_module.print(f"{epochs:>6}   {known:>8}{figures(last)}")
 
 
 def main() -> None:
@@ -162,10 +156,10 @@ def main() -> None:
     )
 
     first, last = lyapunov.history[0], lyapunov.history[-1]
-    print(f"\n{args.epochs} epochs in {time.perf_counter() - start:.0f} s. λ in nats per step, horizon in steps.\n")
-    print(f"                {COLUMNS}   verdict")
-    print(f"before training {figures(first)}   {verdict(first)}")
-    print(f"after training  {figures(last)}   {verdict(last)}\n")
+    print(f"\n{args.epochs} epochs in {time.perf_counter() - start:.0f} s. λ in nats per step.\n")
+    print(f"                {COLUMNS}")
+    print(f"before training {figures(first)}  {verdict([first])}")
+    print(f"after training  {figures(last)}  {verdict(lyapunov.history)}\n")
 
     picture = Path(logger.log_dir) / "spectrum.png"
     spectrum_over_training(lyapunov.history).savefig(picture)

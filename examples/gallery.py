@@ -1,13 +1,15 @@
-"""A gallery of spectra: a healthy network, and one that forgets, is chaotic, is dead, was regularised too much.
+"""A gallery of spectra: two networks that learn, and one that forgets, explodes, is dead, was regularised too much.
 
 Trains each for some seconds to hold a symbol for 40 steps (see rescue.py), draws its spectrum, and prints what the
-diagnosis makes of it. Also draws what an exponent is: how a small perturbation of a state grows or fades.
+diagnosis makes of it, and what the exponent comes to in the long run. Also draws what an exponent is, how a small
+perturbation of a state grows or fades, and what a gradient feels over a sequence.
 
 python examples/gallery.py                           the pictures and sentences of docs/reading-a-spectrum.md
 python examples/gallery.py --quick --output DIR      shorter trainings, written elsewhere
 """
 
 import argparse
+import math
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,14 +18,28 @@ from pathlib import Path
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from rescue import HIDDEN, SYMBOLS, orthogonal_rnn, plain_lstm, plain_rnn, quiet, strong_rnn, trained
+from rescue import (
+    HIDDEN,
+    SYMBOLS,
+    keeping_lstm,
+    orthogonal_rnn,
+    plain_lstm,
+    plain_rnn,
+    quiet,
+    recall_data,
+    strong_rnn,
+    trained,
+)
 from torch import Tensor, nn
 
 from lightning_lyapunov import lyapunov_spectrum
-from lightning_lyapunov.diagnosis import findings
 from lightning_lyapunov.figures import spectrum_now
+from lightning_lyapunov.reading import findings
+from lightning_lyapunov.reading.words import plus_minus
 
 SEED = 1
+LONG = 1000
+"""Steps after which a rate is one in the long run."""
 
 
 def silent_rnn() -> nn.RNN:
@@ -44,12 +60,23 @@ class Exhibit:
 
 
 EXHIBITS = [
-    Exhibit("healthy", orthogonal_rnn, "remembering"),
+    Exhibit("healthy", keeping_lstm, "remembering"),
+    Exhibit("mild", orthogonal_rnn, "mild growth"),
     Exhibit("forgetting", plain_lstm, "forgetting"),
-    Exhibit("chaotic", strong_rnn, "chaotic"),
+    Exhibit("exploding", strong_rnn, "growing"),
     Exhibit("dead", silent_rnn, "collapsed"),
     Exhibit("over-regularised", orthogonal_rnn, "collapsed", weight_decay=0.03),
 ]
+
+
+def in_the_long_run(layer: nn.RNNBase) -> str:
+    """The largest exponent where the noise after the symbol goes on and on, with its error."""
+    inputs, _ = recall_data(16, SEED, LONG)[:]
+    spectrum = lyapunov_spectrum(layer, inputs, k=1, growth=0)
+    largest, error = float(spectrum.exponents[0]), float(spectrum.error[0])
+    if largest == -math.inf:
+        return "-inf"
+    return f"{plus_minus(largest, error)} nats/step, {'settled' if spectrum.settled[0] else 'not settled'}"
 
 
 def perturbed(layer: nn.RNN, inputs: Tensor, size: float = 1e-7) -> Tensor:
@@ -73,10 +100,10 @@ def what_an_exponent_is(steps: int = 40) -> Figure:
     for name, make, colour in cases:
         torch.manual_seed(SEED)
         layer = make().double()
-        largest = float(lyapunov_spectrum(layer, inputs, k=1, transient=10).exponents[0])
+        largest = float(lyapunov_spectrum(layer, inputs, k=1, growth=0).exponents[0])
         distance = perturbed(layer, inputs)
-        time = torch.arange(1, steps + 1)
-        line = float(distance[9]) * torch.exp(largest * (time - 10))
+        time, settled = torch.arange(1, steps + 1), steps // 2
+        line = float(distance[settled - 1]) * torch.exp(largest * (time - settled))
         axes.semilogy(time, distance, color=colour, linewidth=2, label=f"{name}: λ₁ = {largest:+.2f}")
         axes.semilogy(time, line, color=colour, linewidth=1, linestyle="--")
     axes.axhline(1.0, color="0.3", linewidth=1)
@@ -85,6 +112,45 @@ def what_an_exponent_is(steps: int = 40) -> Figure:
     axes.legend(loc="lower left", frameon=False)
     figure.suptitle("The largest exponent is the slope: dashed, growth by λ₁ nats per step")
     return figure
+
+
+def what_a_gradient_feels(lengths: tuple[int, ...] = (2, 3, 4, 6, 8, 12, 16, 24, 32, 40)) -> Figure:
+    """What a gradient grows by over sequences of so many steps, beside what the long-run rate would make of it."""
+    figure = Figure(figsize=(8, 4), dpi=110, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    torch.manual_seed(SEED)
+    layer = strong_rnn().double()
+    inputs = 0.1 * torch.randn(64, 2000, SYMBOLS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rate = float(lyapunov_spectrum(layer, inputs[:8], k=1, growth=0).exponents[0])
+    growths = [lyapunov_spectrum(layer, inputs[:, :steps], k=1).growth for steps in lengths]
+    most = [float(growth.log_singular_values[0]) for growth in growths if growth is not None]
+    typical = [growth.gain for growth in growths if growth is not None]
+    real = [loss_gradient(layer, inputs[:, :steps]) for steps in lengths]
+    axes.semilogy(lengths, torch.tensor(most).exp(), color="#b2182b", linewidth=2, label="at most: σ₁")
+    axes.semilogy(lengths, torch.tensor(typical).exp(), color="0.1", linewidth=2, label="typical: the gain")
+    axes.semilogy(lengths, real, "o", color="0.1", markerfacecolor="white", label="gradients of a random loss")
+    label = f"growth by λ₁ = {rate:+.2f} nats per step"
+    axes.semilogy(lengths, torch.tensor([rate * steps for steps in lengths]).exp(), "--", color="#2166ac", label=label)
+    axes.axhline(1.0, color="0.3", linewidth=1)
+    axes.set_xlabel("steps of the sequence")
+    axes.set_ylabel("growth of a gradient from\nits last step to its first")
+    axes.legend(loc="upper left", frameon=False)
+    figure.suptitle("A rate for the long run, and what happens over a sequence")
+    return figure
+
+
+def loss_gradient(layer: nn.RNN, inputs: Tensor) -> float:
+    """The norm of a loss's gradient by the first state over that by the last, for random read-outs of the last state.
+
+    Root mean square over read-outs, mean of its logarithm over sequences.
+    """
+    start = torch.zeros(1, len(inputs), layer.hidden_size, dtype=inputs.dtype, requires_grad=True)
+    last = layer(inputs, start)[1]
+    readouts = torch.randn(32, *last.shape, dtype=inputs.dtype, generator=torch.Generator().manual_seed(1))
+    readouts = readouts / readouts.norm(dim=-1, keepdim=True)
+    gradients = torch.stack([torch.autograd.grad((last * u).sum(), start, retain_graph=True)[0] for u in readouts])
+    return float(gradients.square().sum(-1).mean(0).log().mean().div(2).exp())
 
 
 def main() -> None:
@@ -98,17 +164,21 @@ def main() -> None:
     torch.set_num_threads(1)  # for so small a network threads cost more than they bring
     args.output.mkdir(parents=True, exist_ok=True)
     for exhibit in EXHIBITS:
-        history, accuracy = trained(
+        history, accuracy, layer = trained(
             exhibit.make, SEED, epochs=3 if args.quick else 6, weight_decay=exhibit.weight_decay
         )
         spectrum_now(history).savefig(args.output / f"{exhibit.name}.png")
         largest = float(history[-1].exponents[0])
-        lines = [f"accuracy {accuracy:.0%}, by chance {1 / SYMBOLS:.0%}; λ_max {largest:+.3f} nats/step"]
+        lines = [
+            f"accuracy {accuracy:.0%}, by chance {1 / SYMBOLS:.0%}; λ_max {largest:+.3f} nats/step",
+            f"over {LONG:,} steps λ_max {in_the_long_run(layer)}",
+        ]
         lines += [f"[{finding.state}] {finding.text}" for finding in findings(history)]
         said = "\n".join(textwrap.fill(line, 78, subsequent_indent="    ") for line in lines)
         (args.output / f"{exhibit.name}.txt").write_text(said + "\n", encoding="utf-8")
         print(f"\n{exhibit.name}\n{said}")
     what_an_exponent_is().savefig(args.output / "exponent.png")
+    what_a_gradient_feels().savefig(args.output / "growth.png")
     print(f"\nPictures  {args.output}")
 
 

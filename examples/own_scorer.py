@@ -8,6 +8,7 @@ python examples/own_scorer.py --networks 60       a better scorer
 """
 
 import argparse
+import logging
 import math
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def main() -> None:
     args = parser.parse_args()
 
     quiet()
+    logging.getLogger("lightning_lyapunov").setLevel(logging.ERROR)  # a line for each network is enough
     torch.set_num_threads(1)  # for so small a network threads cost more than they bring
     pl.seed_everything(args.seed, verbose=False)
     digits = read_digits()

@@ -52,7 +52,7 @@ def main() -> None:
     ranked = []
     for gain in torch.empty(args.initialisations).uniform_(low, high).exp().tolist():
         reader = DigitReader("lstm", args.hidden, gain)
-        spectrum = lyapunov_spectrum(reader.reader, images, transient=2)
+        spectrum = lyapunov_spectrum(reader.reader, images)
         score = scorer.score(spectrum, architecture="lstm", hidden_size=args.hidden, updates=0)
         ranked.append((score, gain, float(spectrum.exponents[0]), reader))
     ranked.sort(key=lambda row: -row[0].performance)

@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_lyapunov import LyapunovSpectrum, LyapunovSpectrumCallback, lyapunov_spectrum
 from lightning_lyapunov.bank.tasks.dynamics import laser
-from lightning_lyapunov.diagnosis import findings
+from lightning_lyapunov.reading import findings
+from lightning_lyapunov.reading.words import plus_minus
 
 WINDOW, UNASKED = 64, 8
 """Samples of a training sequence; the first ones, whose forecasts are not asked, as little is known from so short a
@@ -88,17 +89,16 @@ def closed_loop(model: Forecaster, samples: Tensor, steps: int) -> LyapunovSpect
     cell.load_state_dict({name: getattr(model.gru, f"{name}_l0") for name in cell.state_dict()})
     with torch.no_grad():
         _, state = model.gru(samples)
-    return lyapunov_spectrum(
-        lambda _, h: cell(model.head(h), h), None, state=state[0], steps=steps, transient=steps // 3, k=1
-    )
+    return lyapunov_spectrum(lambda _, h: cell(model.head(h), h), None, state=state[0], steps=steps, k=1)
 
 
 def shown(spectrum: LyapunovSpectrum) -> str:
-    """The largest exponent with its standard error, and its range over the sequences."""
+    """The largest exponent with its error, whether it has settled, and its range over the sequences."""
     each = spectrum.per_sequence[:, 0]
     return (
-        f"{float(spectrum.exponents[0]):+.3f} ± {float(spectrum.stderr[0]):.3f}   "
-        f"({float(each.min()):+.3f} to {float(each.max()):+.3f} over {spectrum.sequences} sequences)"
+        f"{plus_minus(float(spectrum.exponents[0]), float(spectrum.error[0])):>16}   "
+        f"{'yes' if spectrum.settled[0] else 'no':>7}   "
+        f"{float(each.min()):+.3f} to {float(each.max()):+.3f} over {spectrum.sequences} sequences"
     )
 
 
@@ -130,13 +130,13 @@ def main() -> None:
         print(f"  [{finding.state}] {finding.text}")
     rates = [rate_of_the_recording(series, dimension) for dimension in (4, 8, 16)]
     (held_out,) = val[:]
-    driven = lyapunov_spectrum(model.gru, held_out[:, :-1], transient=16, k=1)
+    driven = lyapunov_spectrum(model.gru, held_out[:, :-1], k=1)
     free = closed_loop(model, held_out[:8, :-1], steps)
-    print("\nLargest exponent, nats per sample")
-    print(f"recording     {min(rates):+.3f} to {max(rates):+.3f}   (stretches of 4 to 16 samples)")
+    print("\nLargest exponent, nats per sample      settled")
+    print(f"recording     {min(rates):+.3f} to {max(rates):+.3f}             by stretches of 4 to 16 samples")
     print(f"driven        {shown(driven)}")
     print(f"closed loop   {shown(free)}")
-    if float(free.exponents[0]) - 2 * float(free.stderr[0]) > 0:
+    if free.settled[0] and float(free.exponents[0] - free.error[0]) > 0:
         print("\nLeft alone, the network is chaotic as the recording is.")
     else:
         print("\nIt forecasts, but left alone it is not chaotic: it has learnt the next sample, not the chaos.")

@@ -2,8 +2,8 @@
 
 A symbol is shown at the first step, noise at the 40 after it, and then the network is asked which symbol it was. Two
 networks fail at it, for opposite reasons. The diagnosis of its spectrum names the state of each; the change that it
-advises is made, nothing else, and the network is trained again from the same seed. Clipping, which is advised against
-chaos as well, does not help here: the network is chaotic before its first update.
+advises is made, nothing else, and the network is trained again from the same seed. Clipping, which is advised where
+gradients grow, does not help here: they grow, and so does noise in the state, before the first update.
 
 python examples/rescue.py             three seeds: less than a minute
 python examples/rescue.py --quick     one seed, half the training: some seconds
@@ -17,6 +17,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -24,8 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_lyapunov import LyapunovSpectrumCallback
-from lightning_lyapunov.diagnosis import findings
-from lightning_lyapunov.history import History
+from lightning_lyapunov.reading import History, findings
 
 SYMBOLS, LAG, HIDDEN = 4, 40, 32
 """Symbols to tell apart, so that a guess is right in a quarter of cases; steps to hold one; hidden units H."""
@@ -59,19 +59,30 @@ class Recall(pl.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=3e-3, weight_decay=self.weight_decay)
 
 
-def recall_data(size: int, seed: int) -> TensorDataset:
+def recall_data(size: int, seed: int, lag: int = LAG) -> TensorDataset:
     """Sequences whose first step shows a symbol, in noise of standard deviation 0.1, and the symbols."""
     generator = torch.Generator().manual_seed(seed)
     symbols = torch.randint(SYMBOLS, (size,), generator=generator)
-    sequences = 0.1 * torch.randn(size, LAG + 1, SYMBOLS, generator=generator)
+    sequences = 0.1 * torch.randn(size, lag + 1, SYMBOLS, generator=generator)
     sequences[:, 0] += nn.functional.one_hot(symbols, SYMBOLS)
     return TensorDataset(sequences, symbols)
 
 
+class Run(NamedTuple):
+    """A training that is over."""
+
+    history: History
+    """What was measured meanwhile."""
+    accuracy: float
+    """Share of the symbols named rightly in the end."""
+    layer: nn.RNNBase
+    """The layer that was trained."""
+
+
 def trained(
     make: Callable[[], nn.RNNBase], seed: int, *, epochs: int = 6, clip: float | None = None, weight_decay: float = 0.0
-) -> tuple[History, float]:
-    """What was measured while a layer was trained, and the accuracy it came to."""
+) -> Run:
+    """Train a layer and watch its spectrum."""
     pl.seed_everything(seed, verbose=False)
     lyapunov = LyapunovSpectrumCallback(k=None, scorer=None, max_overhead=None)
     trainer = pl.Trainer(
@@ -79,8 +90,9 @@ def trained(
         enable_model_summary=False, callbacks=[lyapunov], gradient_clip_val=clip,
     )  # fmt: skip
     train, val = DataLoader(recall_data(2048, seed), 64, shuffle=True), DataLoader(recall_data(512, -1), 512)
-    trainer.fit(Recall(make(), weight_decay), train, val)
-    return lyapunov.history, float(trainer.callback_metrics["val/accuracy"])
+    model = Recall(make(), weight_decay)
+    trainer.fit(model, train, val)
+    return Run(lyapunov.history, float(trainer.callback_metrics["val/accuracy"]), model.layer)
 
 
 def plain_rnn() -> nn.RNN:
@@ -147,10 +159,10 @@ def quiet() -> None:
     logging.getLogger("lightning_lyapunov").setLevel(logging.ERROR)  # what it would say as it happens is printed below
 
 
-def row(what: str, seed: int, history: History, accuracy: float) -> str:
+def row(what: str, seed: int, run: Run) -> str:
     """One line of the table."""
-    before, after = (f"{float(history[i].exponents[0]):+.3f}" for i in (0, -1))
-    return f"{what:<38} {seed:>4}   {before:>12}   {after:>11}   {accuracy:>8.1%}"
+    before, after = (f"{run.history[i].gain:+.1f}" for i in (0, -1))
+    return f"{what:<38} {seed:>4}   {before:>11}   {after:>10}   {run.accuracy:>8.1%}"
 
 
 def main() -> None:
@@ -165,12 +177,15 @@ def main() -> None:
     print(
         f"Name one of {SYMBOLS} symbols {LAG} steps after it was shown; a guess is right in {1 / SYMBOLS:.0%} of cases."
     )
+    print(
+        "The gain is what a gradient grows by from the last step to the first, in nats: +2.3 tenfold, -2.3 to a tenth."
+    )
     for network, attempts in ATTEMPTS.items():
-        runs = [(a.what, seed, *trained(a.make, seed, epochs=epochs, clip=a.clip)) for a in attempts for seed in seeds]
+        runs = [(a.what, seed, trained(a.make, seed, epochs=epochs, clip=a.clip)) for a in attempts for seed in seeds]
         print(f"\n{network}\n")
-        for finding in findings(runs[0][2]):
+        for finding in findings(runs[0][2].history):
             print(f"  [{finding.state}] {finding.text}")
-        print(f"\n{'':<38} seed   λ_max before   λ_max after   accuracy")
+        print(f"\n{'':<38} seed   gain before   gain after   accuracy")
         for run in runs:
             print(row(*run))
 

@@ -44,7 +44,7 @@ class Candidate(DigitReader):
 
 def look(candidate: Candidate, how: dict[str, Any], scorer: AeLLEScorer, images: Tensor) -> AeLLEScore:
     """What the scorer says of a network that was never trained; a batch of inputs is all it takes, no labels."""
-    spectrum = lyapunov_spectrum(candidate.reader, images, transient=2)
+    spectrum = lyapunov_spectrum(candidate.reader, images)
     return scorer.score(spectrum, architecture=how["cell"], hidden_size=how["hidden"], updates=0)
 
 

@@ -3,8 +3,9 @@
 from typing import TYPE_CHECKING
 
 from lightning_lyapunov.aelle import AeLLE, AeLLEScore, AeLLEScorer
-from lightning_lyapunov.features import kaplan_yorke_dimension, kolmogorov_sinai_entropy, spectrum_features
-from lightning_lyapunov.spectrum import LyapunovSpectrum, lyapunov_spectrum
+from lightning_lyapunov.engine.measure import lyapunov_spectrum
+from lightning_lyapunov.engine.spectrum import LyapunovSpectrum
+from lightning_lyapunov.reading.features import kaplan_yorke_dimension, kolmogorov_sinai_entropy, spectrum_features
 
 if TYPE_CHECKING:
     from lightning_lyapunov.callback import LyapunovSpectrumCallback

@@ -19,22 +19,25 @@ from torch import Tensor
 
 from lightning_lyapunov.aelle import AeLLEScore, AeLLEScorer
 from lightning_lyapunov.budget import Budget, Plan
-from lightning_lyapunov.diagnosis import DEAD, news
-from lightning_lyapunov.features import spectrum_features
-from lightning_lyapunov.history import History, Measurement, read_state
-from lightning_lyapunov.layers import Layers, Options
+from lightning_lyapunov.engine.settings import Settings
+from lightning_lyapunov.engine.spectrum import LyapunovSpectrum
+from lightning_lyapunov.layers import Layers
 from lightning_lyapunov.loggers.panels import Panels
 from lightning_lyapunov.loggers.trackers import log_histogram
+from lightning_lyapunov.names import key_of
 from lightning_lyapunov.ranks import from_rank_zero, gather
+from lightning_lyapunov.reading.conditions import DEAD
+from lightning_lyapunov.reading.features import spectrum_features
+from lightning_lyapunov.reading.history import History, Measurement, read_state
+from lightning_lyapunov.reading.rules import news
 from lightning_lyapunov.scoring import Scoring
 from lightning_lyapunov.sharding import why_not
-from lightning_lyapunov.spectrum import LyapunovSpectrum
 from lightning_lyapunov.stopping import warn_of_impatience
 
 FLOOR = DEAD
 """Nats per step. Exponents below, dead directions among them, are logged as this, since a monitor stops on infinity."""
-LONGEST_HORIZON = 1e6
-"""Steps. A gradient horizon beyond is logged as this."""
+MOST = 1e6
+"""Steps, or nats over a sequence. A gradient horizon beyond is logged as this, and a gain of -inf as minus this."""
 _log = logging.getLogger(__name__)
 _When = Literal["before training", "step", "validation", "epoch"]
 _RECENT = 4
@@ -56,11 +59,14 @@ class LyapunovSpectrumCallback(pl.Callback):
         k: Number of leading exponents; None for the whole spectrum, whose cost grows with the cube of the state size.
         num_sequences: Sequences measured, on all devices together; their spread gives the error bars.
         num_steps: Steps of each sequence, the first ones.
-        transient: Steps of these that settle state and frame and do not count; if None a quarter, at most 32.
+        transient: Steps of each that settle state and frame and do not count for the exponents; if None half of each
+            sequence, at most 64.
         interval: Steps between reorthonormalisations; chosen by the precision law if None.
         dtype: Arithmetic of the tangent vectors; chosen by the precision law if None. The run's own precision never
             reaches the measurement.
         tolerance: Stop a measurement early when every standard error is below it, nats per step.
+        growth: Leading singular values of the product of all Jacobians of a sequence to measure beside the exponents:
+            what happens to a gradient between its last step and its first. 8, or k if that is less, if None; 0: none.
         warm_start: Begin with the frames of the last measurement where the inputs are the same, three times out of
             four: it saves the transient, but the figures are no longer those of the weights and inputs alone.
         every_n_epochs: Measure in one epoch out of so many; the first one always, also after a resume.
@@ -87,7 +93,7 @@ class LyapunovSpectrumCallback(pl.Callback):
             it is.
 
     Attributes:
-        history: What was measured, a :class:`~lightning_lyapunov.history.History`; on rank zero.
+        history: What was measured, a :class:`~lightning_lyapunov.reading.History`; on rank zero.
         spectrum: The last spectrum, with its layers, the same on all ranks; None before the first.
         score: The last score, an :class:`~lightning_lyapunov.AeLLEScore`; None before the first; on rank zero.
 
@@ -99,40 +105,47 @@ class LyapunovSpectrumCallback(pl.Callback):
     Keys, under the prefix ``lyapunov``, with their units. A value that is unknown, because the spectrum is partial, is
     not logged.
 
-    ==================================================  =============  ================================================
-    ``max``, ``max_stderr``                             nats/step      largest exponent: above 0 chaos, exploding
-                                                                       gradients
-    ``mean``                                            nats/step      mean exponent, the volume rate over the dimension
-    ``near_zero_fraction``                              share          :math:`|\lambda| < 0.05`: directions that keep
-                                                                       what they saw
-    ``unstable_fraction``                               share          :math:`\lambda > 0`
-    ``kaplan_yorke_dimension``                          --             dimension of the attractor
-    ``kolmogorov_sinai_entropy``                        nats/step      sum of the positive exponents
-    ``gradient_horizon``                                steps          :math:`1/|\lambda_1|`: a gradient has changed
-                                                                       e-fold; at most 10⁶
-    ``stability_margin``                                nats/step      :math:`-\lambda_1 - 2` standard errors: positive
-                                                                       means stable beyond doubt
-    ``trusted_fraction``                                share          exponents inside the precision law
-    ``floored``                                         count          exponents below the floor of -100
-    ``seconds``, ``overhead``                           s, share       what measuring cost, of the training time so far
-    ``<layer>/max``                                     nats/step      with several layers, the largest of each
-    ==================================================  =============  ================================================
+    =============================  ===========  ========================================================================
+    ``max``                        nats/step    largest exponent λ₁, a rate in the long run where it has settled: above
+                                                0 the network is chaotic
+    ``max_error``                  nats/step    half-width of the 95 % bar of λ₁, the ± of every sentence and picture
+    ``max_stderr``                 nats/step    standard error of λ₁, from the spread between sequences alone
+    ``settled_fraction``           share        exponents that may be read as rates in the long run
+    ``gradient_gain``              nats         what a gradient grows by from the last step of a sequence to the first,
+                                                in a typical one: e to this power is the factor
+    ``gradient_growth``            nats         the most that a gradient can grow over a sequence, ln σ₁ of the product
+                                                of its Jacobians
+    ``gradient_horizon``           steps        steps in which a gradient changes e-fold, at its pace over a sequence;
+                                                at least so many where the error of the gain is larger than the gain
+    ``stability_margin``           nats/step    −λ₁ less its error: above 0 means stable beyond doubt
+    ``near_zero_fraction``         share        directions with |λ| < 0.05, which keep what they saw
+    ``unstable_fraction``          share        directions with λ > 0
+    ``kaplan_yorke_dimension``     --           dimension of the attractor
+    ``kolmogorov_sinai_entropy``   nats/step    sum of the positive exponents
+    ``mean``                       nats/step    mean exponent, the rate of volume over the dimension
+    ``trusted_fraction``           share        exponents that rounding cannot have moved
+    ``floored``                    count        exponents below −100, which are logged as −100, dead directions (−∞)
+                                                among them
+    ``seconds``                    s            what the measurement took
+    ``overhead``                   share        what all measurements took, of the training time so far
+    ``<layer>/max``                nats/step    with several layers, the largest exponent of each
+    =============================  ===========  ========================================================================
 
     What the scorer says of it, under ``aelle``; under ``<prefix>/aelle`` if you choose another prefix. Skill is the
     share of the way from chance to the best, unless a scorer of your own was fitted on something else.
 
-    ==================================================  =============  ================================================
-    ``performance``                                     skill, 0 to 1  predicted at the end of training
-    ``performance_low``, ``performance_high``           skill, 0 to 1  its 80 % interval
-    ``baseline``                                        skill, 0 to 1  the same prediction without the spectrum, which
-                                                                       it must beat
-    ``failure_probability``                             probability    the network never learns: final skill below 0.1
-    ``takeoff_probability``                             probability    final skill above 0.3; of a network at chance,
-                                                                       that it will still take off
-    ``stability``                                       probability    the trained network is not chaotic
-    ``familiarity``                                     0 to 1         low where the network is unlike those that the
-                                                                       scorer was fitted on: do not rely on it there
-    ==================================================  =============  ================================================
+    =============================  ===========  ========================================================================
+    ``performance``                skill        predicted skill at the end of training, from 0 (chance) to 1 (the best
+                                                networks of a task)
+    ``performance_low``            skill        lower end of its 80 % interval
+    ``performance_high``           skill        upper end of its 80 % interval
+    ``baseline``                   skill        the same prediction without the spectrum, which it must beat
+    ``failure_probability``        probability  that the network never learns its task: final skill below 0.1
+    ``takeoff_probability``        probability  that its final skill is above 0.3; of a network at chance, that it will
+                                                still take off
+    ``stability``                  probability  that the trained network is not chaotic
+    ``familiarity``                0 to 1       how like the networks that the scorer was fitted on this one is
+    =============================  ===========  ========================================================================
 
     Example::
 
@@ -151,6 +164,7 @@ class LyapunovSpectrumCallback(pl.Callback):
         interval: int | None = None,
         dtype: Literal["float32", "float64"] | None = None,
         tolerance: float | None = None,
+        growth: int | None = None,
         warm_start: bool = False,
         every_n_epochs: int = 1,
         every_n_train_steps: int | None = None,
@@ -178,11 +192,13 @@ class LyapunovSpectrumCallback(pl.Callback):
                 raise ValueError(f"{name} must be at least 1; got {count}.")
         if transient is not None and not 0 <= transient < num_steps:
             raise ValueError(f"transient must lie in [0, {num_steps - 1}], below num_steps; got {transient}.")
-        for name, amount in {"tolerance": tolerance, "max_overhead": max_overhead}.items():
-            if amount is not None and not amount > 0:
-                raise ValueError(f"{name} must be above 0, or None; got {amount}.")
+        if max_overhead is not None and not max_overhead > 0:
+            raise ValueError(f"max_overhead must be above 0, or None; got {max_overhead}.")
         if dtype not in (None, "float32", "float64"):
             raise ValueError(f"dtype must be 'float32', 'float64' or None; got {dtype!r}.")
+        self._settings = Settings(
+            k, transient, interval, None if dtype is None else getattr(torch, dtype), tolerance, growth
+        )
         if not prefix or prefix != prefix.strip("/"):
             raise ValueError(f"prefix must be a name without slashes at its ends; got {prefix!r}.")
         if scorer is not None and not isinstance(scorer, str | AeLLEScorer):
@@ -202,8 +218,7 @@ class LyapunovSpectrumCallback(pl.Callback):
         self.module = module if module is None or isinstance(module, str) else list(module)
         self.k, self.num_sequences, self.num_steps = k, num_sequences, num_steps
         self.transient, self.interval, self.tolerance = transient, interval, tolerance
-        self.warm_start = warm_start
-        self.dtype = dtype
+        self.growth, self.warm_start, self.dtype = growth, warm_start, dtype
         self.every_n_epochs, self.every_n_train_steps = every_n_epochs, every_n_train_steps
         self.max_overhead, self.prefix = max_overhead, prefix
         self.histogram, self.figures, self.report, self.prog_bar = histogram, figures, report, prog_bar
@@ -468,9 +483,9 @@ class LyapunovSpectrumCallback(pl.Callback):
             seconds = time.perf_counter() - start
             self._budget.note(plan, seconds)
         if metrics is not None:
-            metrics[f"{self.prefix}/seconds"] = seconds
+            metrics["seconds"] = seconds
             if trainer.global_step > 0:
-                metrics[f"{self.prefix}/overhead"] = self._budget.spent / self._training_seconds()
+                metrics["overhead"] = self._budget.spent / self._training_seconds()
             self._keep(trainer, layers, metrics, performance)
         return from_rank_zero(trainer, metrics)
 
@@ -479,19 +494,13 @@ class LyapunovSpectrumCallback(pl.Callback):
         spectrum = self.spectrum
         assert spectrum is not None
         self.history.append(
-            Measurement(
-                trainer.global_step,
-                trainer.current_epoch,
-                exponents=spectrum.exponents.float().cpu(),
+            Measurement.of(
+                spectrum,
+                step=trainer.global_step,
+                epoch=trainer.current_epoch,
                 metrics=metrics,
-                stderr=spectrum.stderr.float().cpu(),
-                trusted=spectrum.trusted.cpu(),
-                dimension=spectrum.dimension,
-                length=layers.longest or spectrum.steps + spectrum.transient,
-                layers={
-                    name: [float(part.exponents[0]), float(part.stderr[0])] for name, part in spectrum.parts.items()
-                },
-                latent=None if self.score is None else self.score.latent.float().cpu(),
+                length=layers.longest or None,
+                latent=None if self.score is None else self.score.latent,
                 reached=performance,
             )
         )
@@ -502,13 +511,7 @@ class LyapunovSpectrumCallback(pl.Callback):
             trainer,
             "training" if when in ("step", "epoch") else "validation",
             plan,
-            Options(
-                k=self.k,
-                transient=self.transient,
-                interval=self.interval,
-                dtype=None if self.dtype is None else getattr(torch, self.dtype),
-                tolerance=self.tolerance,
-            ),
+            self._settings,
             warm_start=self.warm_start,
         )
         if any(part.exponents[0].isnan() for part in (spectrum, *spectrum.parts.values())):
@@ -516,30 +519,26 @@ class LyapunovSpectrumCallback(pl.Callback):
         return spectrum
 
     def _metrics(self, spectrum: LyapunovSpectrum) -> dict[str, float]:
-        """What is logged: finite numbers only; a key whose value is unknown is left out."""
+        """What is logged, by name: finite numbers only; what is unknown is left out."""
         values = spectrum_features(spectrum)
         values["floored"] = float((spectrum.exponents <= FLOOR).sum())
         if spectrum.parts:
             values |= {f"{name}/max": float(part.exponents[0]) for name, part in spectrum.parts.items()}
-        return {
-            f"{self.prefix}/{key}": min(max(value, FLOOR), LONGEST_HORIZON)
-            for key, value in values.items()
-            if not math.isnan(value)
-        }
+        return {name: min(max(value, _lowest(name)), MOST) for name, value in values.items() if not math.isnan(value)}
 
     # ---------------------------------------------------------------- logging
 
-    def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, metrics: dict[str, float], when: _When) -> None:
+    def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, named: dict[str, float], when: _When) -> None:
+        metrics = {key_of(name, self.prefix): value for name, value in named.items()}
         if when in ("validation", "epoch"):
             pl_module.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1, sync_dist=trainer.world_size > 1)
         elif when == "step":
             # Monitors see it through Lightning; the loggers get it directly, or log_every_n_steps would drop most.
             pl_module.log_dict(metrics, on_step=True, on_epoch=False, batch_size=1, logger=False)
         if self.prog_bar and when != "before training":
-            shown = f"{self.prefix}/max"
             on_step = when == "step"
             pl_module.log(
-                f"{self.prefix}_max", metrics[shown], on_step=on_step, on_epoch=not on_step, prog_bar=True, logger=False
+                f"{self.prefix}_max", named["max"], on_step=on_step, on_epoch=not on_step, prog_bar=True, logger=False
             )
         step = self._logged_at = _logging_step(trainer, when)
         for logger in trainer.loggers:
@@ -635,6 +634,11 @@ class LyapunovSpectrumCallback(pl.Callback):
                 warn=True,
                 subject="state",
             )
+
+
+def _lowest(name: str) -> float:
+    """What a figure is logged as where it is lower: a rate at most so low, a change over a sequence as it is."""
+    return -MOST if name.startswith("gradient_") else FLOOR
 
 
 def _arguments() -> set[str]:

@@ -21,6 +21,8 @@ from lightning_lyapunov.aelle import AeLLEScorer
 from lightning_lyapunov.bank.tasks import TASKS, Task, loss, metric
 from lightning_lyapunov.callback import LyapunovSpectrumCallback
 from lightning_lyapunov.figures import LatentMap
+from lightning_lyapunov.reading.conditions import has_settled
+from lightning_lyapunov.reading.words import factor
 from lightning_lyapunov.report import write_report
 
 TASK = "recall-6"
@@ -75,7 +77,7 @@ class _PrintEpochs(pl.Callback):
         self.lyapunov = lyapunov
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        pl_module.print("epochs   accuracy     λ_max ± stderr   near 0   horizon   predicted skill")
+        pl_module.print("epochs   accuracy   λ_max ± error   settled   gradient over a sequence   predicted skill")
         self.print_line(pl_module, 0, "")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -85,12 +87,13 @@ class _PrintEpochs(pl.Callback):
     def print_line(self, pl_module: pl.LightningModule, epochs: int, accuracy: str) -> None:
         if not len(self.lyapunov.history):  # the measurement failed, which the callback has told
             return
-        now = {name.removeprefix("lyapunov/"): value for name, value in self.lyapunov.history[-1].metrics.items()}
+        newest = self.lyapunov.history[-1]
+        now = newest.metrics
         missing = dict.fromkeys(("aelle/performance", "aelle/performance_low", "aelle/performance_high"), math.nan)
         skill, low, high = ((missing | now)[name] for name in missing)
         pl_module.print(
-            f"{epochs:>6}   {accuracy:>8}   {now['max']:>+8.3f} ± {now['max_stderr']:.3f}   "
-            f"{now['near_zero_fraction']:>6.1%}   {now['gradient_horizon']:>7.1f}   "
+            f"{epochs:>6}   {accuracy:>8}   {now['max']:>+5.2f} ± {now['max_error']:.2f}   "
+            f"{'yes' if has_settled(newest) else 'no':>7}   {factor(now['gradient_gain']):>24}   "
             f"{skill:.2f} ({low:.2f} to {high:.2f})"
         )
 
@@ -153,7 +156,7 @@ def run(directory: Path, *, hidden: int = 32, gain: float | None = None, epochs:
         )
         start = time.perf_counter()
         trainer.fit(model, *loaders(model.task, seed))
-    print(f"\n{epochs} epochs in {time.perf_counter() - start:.0f} s. λ in nats per step, horizon in steps.\n")
+    print(f"\n{epochs} epochs in {time.perf_counter() - start:.0f} s. λ in nats per step.\n")
     settings = {"task": model.task.name, "hidden": hidden, "gain": gain, "epochs": epochs, "seed": seed}
     page = write_report(
         lyapunov.history,

@@ -8,32 +8,24 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import lightning.pytorch as pl
-import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+from torch import nn
 
 from lightning_lyapunov.budget import Plan
-from lightning_lyapunov.probe import Probe, find_layers
+from lightning_lyapunov.capture.finding import find_layers
+from lightning_lyapunov.capture.probe import Probe
+from lightning_lyapunov.engine.frames import Frames
+from lightning_lyapunov.engine.maps.families import family_of
+from lightning_lyapunov.engine.measure import Driven, SystemTally, measure_layers, union_of_layers
+from lightning_lyapunov.engine.sequences import Sequences
+from lightning_lyapunov.engine.settings import Settings, Start
+from lightning_lyapunov.engine.spectrum import LyapunovSpectrum
 from lightning_lyapunov.ranks import data_rank, gather, share_out
 from lightning_lyapunov.sharding import whole
-from lightning_lyapunov.spectrum import Frames, LyapunovSpectrum, lyapunov_spectrum
 
 T = TypeVar("T")
 Source = Literal["validation", "training"]
-_Recorded = tuple[PackedSequence, Any, int]
+_Recorded = tuple[Sequences, Any, int]
 """Inputs, state before them, dimension of the state."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to measure, as :func:`~lightning_lyapunov.lyapunov_spectrum` takes it."""
-
-    k: int | None
-    transient: int | None
-    """Steps; if None a quarter of the mean length, at most 32."""
-    interval: int | None
-    dtype: torch.dtype | None
-    tolerance: float | None
 
 
 @dataclass(frozen=True)
@@ -42,8 +34,8 @@ class _Offer:
 
     rank: int
     """Of its share of the data."""
-    lengths: dict[str, list[int]]
-    """Steps of the sequences that it recorded, by layer."""
+    sequences: dict[str, int]
+    """How many it recorded, by layer."""
     second_choice: set[str]
     """Layers whose sequences are not from where they are preferred: they count if no rank has any from there."""
     longest: int
@@ -109,7 +101,7 @@ class Layers:
             probes[source].begin_batch(keep_latest=source == "training")
 
     def end_batch(self, source: Source) -> None:
-        """Record no more."""
+        """Stop recording."""
         for probes in self._probes.values():
             probes[source].end_batch()
 
@@ -133,7 +125,7 @@ class Layers:
     # ---------------------------------------------------------------- measuring
 
     def spectrum(
-        self, trainer: pl.Trainer, preferred: Source, plan: Plan, options: Options, *, warm_start: bool = False
+        self, trainer: pl.Trainer, preferred: Source, plan: Plan, settings: Settings, *, warm_start: bool = False
     ) -> LyapunovSpectrum:
         """The union over all layers that inputs have reached; to be called on all ranks at once.
 
@@ -143,7 +135,7 @@ class Layers:
             trainer: Whose ranks they are.
             preferred: Where to take the inputs from, if there are any.
             plan: How much to measure, on all ranks together.
-            options: How.
+            settings: What to measure otherwise, and how; its ``k`` is what would be measured without a bound.
             warm_start: Whether to begin with the frames of the last measurement.
 
         Raises:
@@ -154,31 +146,31 @@ class Layers:
             gather(trainer, recorded if isinstance(recorded, _Trouble) else self._offer(trainer, preferred, recorded))
         )
         self.longest = max(offer.longest for offer in offers)
-        turns = {name: _turns(name, offers, plan.sequences, options.transient) for name in self._reached(offers)}
-        layers = {name: whole(self._probes[name]["validation"].layer) for name in turns}
+        shares = {name: _shares(name, offers, plan.sequences) for name in self._reached(offers)}
+        layers = {name: whole(self._probes[name]["validation"].layer) for name in shares}
         me = trainer.global_rank if len(offers) > 1 else 0
 
-        def measure_mine() -> dict[str, LyapunovSpectrum]:
-            mine: dict[str, LyapunovSpectrum] = {}
+        def measure_mine() -> dict[str, SystemTally]:
+            mine: dict[str, Driven] = {}
             if isinstance(recorded, _Trouble):  # all have agreed that there is none, unless rank zero speaks for all
                 raise ValueError(recorded.text)
-            for name, turn in turns.items():
-                if turn.has_steps[me]:
-                    driven = recorded[name]
-                    if turn.shares[me] < len(offers[me].lengths[name]):
-                        driven = self._probe(name, preferred).sequences(turn.shares[me])
+            for name, share in shares.items():
+                if share[me]:
+                    inputs, state, dimension = recorded[name]
+                    if share[me] < len(inputs):
+                        inputs, state, _ = self._probe(name, preferred).sequences(share[me])
                     frames = self._frames.setdefault(name, Frames()) if warm_start else None
-                    with _named(name):
-                        mine[name] = _measure(layers[name], driven, plan.k, turn.transient, options, frames)
-            return mine if len(offers) == 1 else {name: _on_cpu(spectrum) for name, spectrum in mine.items()}
+                    start = Start(first_place=sum(share[:me]), frames=frames)
+                    mine[name] = Driven(layers[name], inputs, state, dimension, start)
+            largest = max((driven.dimension or 0 for driven in mine.values()), default=0)
+            everything = settings.k is None and plan.k >= largest
+            tallies = measure_layers(mine, settings if everything else replace(settings, k=plan.k))
+            return tallies if len(offers) == 1 else {name: tally.to("cpu") for name, tally in tallies.items()}
 
         everyone = _agreed(gather(trainer, _attempt(measure_mine)))
-        parts: dict[str, LyapunovSpectrum] = {}
-        for name in turns:
-            pooled = LyapunovSpectrum.pooled([mine[name] for mine in everyone if name in mine])
-            parts |= {f"{name}.{layer}": part for layer, part in pooled.parts.items()} or {name: pooled}
-        k = None if all(part.complete for part in parts.values()) and options.k is None else plan.k
-        return next(iter(parts.values())) if len(parts) == 1 else LyapunovSpectrum.union(parts, k)
+        tallies = {name: SystemTally.merge([mine[name] for mine in everyone if name in mine]) for name in shares}
+        is_complete = settings.k is None and all(tally.is_complete for tally in tallies.values())
+        return union_of_layers(tallies, None if is_complete else plan.k)
 
     def _recorded(self, preferred: Source, most: int) -> dict[str, _Recorded]:
         """What this rank recorded, by layer."""
@@ -195,14 +187,14 @@ class Layers:
         return probes[preferred] if probes[preferred].has_recorded else probes[other]
 
     def _offer(self, trainer: pl.Trainer, preferred: Source, recorded: dict[str, _Recorded]) -> _Offer:
-        lengths = {name: _lengths(recorded[name][0]) if name in recorded else [] for name in self._probes}
+        sequences = {name: len(recorded[name][0]) if name in recorded else 0 for name in self._probes}
         longest = max(probe.longest for probes in self._probes.values() for probe in probes.values())
         second_choice = {name for name, probes in self._probes.items() if not probes[preferred].has_recorded}
-        return _Offer(data_rank(trainer), lengths, second_choice, longest)
+        return _Offer(data_rank(trainer), sequences, second_choice, longest)
 
     def _reached(self, offers: Sequence[_Offer]) -> list[str]:
         """The layers that inputs have reached on any rank."""
-        reached = [name for name in self._probes if any(offer.lengths[name] for offer in offers)]
+        reached = [name for name in self._probes if any(offer.sequences[name] for offer in offers)]
         if not reached:
             raise ValueError(
                 f"{', '.join(self._probes)}: no inputs reached a layer in the forward pass (a compiled cell cannot be "
@@ -214,50 +206,16 @@ class Layers:
         return reached
 
 
-@dataclass(frozen=True)
-class _Turn:
-    """Who measures what of a layer."""
-
-    shares: list[int]
-    """Sequences that each rank measures."""
-    transient: int
-    """Steps of each that do not count."""
-    has_steps: list[bool]
-    """Whether that leaves a rank anything to measure."""
-
-
-def _turns(name: str, offers: Sequence[_Offer], sequences: int, transient: int | None) -> _Turn:
-    """Share the sequences of a layer out, those of ranks that see the same data once."""
+def _shares(name: str, offers: Sequence[_Offer], sequences: int) -> list[int]:
+    """Sequences of a layer that each rank measures; those of ranks that see the same data count once."""
     no_first_choice = all(name in offer.second_choice for offer in offers)
     seen: set[int] = set()
     there_are = []
     for offer in offers:
         counts = offer.rank not in seen and (no_first_choice or name not in offer.second_choice)
-        there_are.append(len(offer.lengths[name]) if counts else 0)
+        there_are.append(offer.sequences[name] if counts else 0)
         seen.add(offer.rank)
-    shares = share_out(sequences, there_are)
-    lengths = [offer.lengths[name][:share] for offer, share in zip(offers, shares, strict=True)]
-    everyones = [length for some in lengths for length in some]
-    mean, longest = sum(everyones) // len(everyones), max(everyones)
-    transient = min(mean // 4, 32) if transient is None else min(transient, longest - 1)
-    return _Turn(shares, transient, [any(length > transient for length in some) for some in lengths])
-
-
-def _measure(
-    layer: nn.Module, driven: _Recorded, k: int, transient: int, options: Options, frames: Frames | None
-) -> LyapunovSpectrum:
-    inputs, state, dimension = driven
-    return lyapunov_spectrum(
-        layer,
-        inputs,
-        state=state,
-        k=None if options.k is None and k >= dimension else min(k, dimension),
-        transient=transient,
-        interval=options.interval,
-        dtype=options.dtype,
-        tolerance=options.tolerance,
-        frames=frames,
-    )
+    return share_out(sequences, there_are)
 
 
 @contextmanager
@@ -267,11 +225,6 @@ def _named(name: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-
-
-def _lengths(inputs: PackedSequence) -> list[int]:
-    """Steps of each sequence, in the order of the rows that were recorded."""
-    return list(map(int, pad_packed_sequence(inputs)[1]))
 
 
 def _attempt(what: Callable[[], T]) -> T | _Trouble:
@@ -290,13 +243,8 @@ def _agreed(everyone: Sequence[T | _Trouble]) -> list[T]:
     return [brought for brought in everyone if not isinstance(brought, _Trouble)]
 
 
-def _on_cpu(spectrum: LyapunovSpectrum) -> LyapunovSpectrum:
-    moved: dict[str, Any] = {name: value.cpu() for name, value in vars(spectrum).items() if isinstance(value, Tensor)}
-    return replace(spectrum, **moved, parts={name: _on_cpu(part) for name, part in spectrum.parts.items()})
-
-
 def _state_size(layer: nn.Module) -> int:
     """About the dimension of a layer's state, of all its own layers and directions."""
-    size = int(getattr(layer, "hidden_size", 1024))
-    parts = 2 if isinstance(layer, nn.LSTM | nn.LSTMCell) else 1
-    return size * parts * int(getattr(layer, "num_layers", 1)) * (2 if getattr(layer, "bidirectional", False) else 1)
+    family = family_of(layer)
+    size = sum(family.sizes(layer)) if family else int(getattr(layer, "hidden_size", 1024))
+    return size * int(getattr(layer, "num_layers", 1)) * (2 if getattr(layer, "bidirectional", False) else 1)

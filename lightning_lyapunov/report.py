@@ -19,9 +19,11 @@ import jinja2
 import torch
 
 import lightning_lyapunov
-from lightning_lyapunov.diagnosis import findings, is_chaotic
 from lightning_lyapunov.files import write_whole
-from lightning_lyapunov.history import History, Measurement, key_of
+from lightning_lyapunov.reading.conditions import has_settled, is_chaotic, largest
+from lightning_lyapunov.reading.history import History, Measurement
+from lightning_lyapunov.reading.rules import findings
+from lightning_lyapunov.reading.words import factor, horizon, steps_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,8 +48,8 @@ FIGURES = {
     ),
     "training": (
         "The spectrum during training",
-        "Above, the largest exponent with a band of two standard errors. Below, each column is one measurement, its "
-        "largest exponent on top: red grows, blue fades.",
+        "Above, the largest exponent with its error as a band, hollow where it has not settled. Below, each column is "
+        "one measurement, its largest exponent on top: red grows, blue fades.",
     ),
     "prediction": (
         "How well the network is predicted to end",
@@ -116,8 +118,8 @@ def write_report(
         summary=_summary(history),
         findings=[(finding, *LEVELS[finding.level]) for finding in findings(history)],
         pictures=_pictures(history, latent_map),
-        headings=list(_row(history[-1], history.prefix)),
-        rows=[(is_chaotic(m, history.prefix), list(_row(m, history.prefix).values())) for m in chosen],
+        headings=list(_row(history[-1])),
+        rows=[(is_chaotic(m), list(_row(m).values())) for m in chosen],
         measurements=len(history),
         settings=[(name, _shortened(value)) for name, value in _flat(settings or {})],
         versions=_versions(),
@@ -135,22 +137,25 @@ def _thinned(count: int) -> list[int]:
     return [round(i * (count - 1) / (ROWS - 1)) for i in range(ROWS)]
 
 
-def _row(m: Measurement, prefix: str) -> dict[str, str]:
+def _row(m: Measurement) -> dict[str, str]:
     """One measurement, by the headings of the table."""
 
     def get(name: str) -> float:
-        return m.metrics.get(key_of(name, prefix), math.nan)
+        return m.metrics.get(name, math.nan)
 
     low, high = get("aelle/performance_low"), get("aelle/performance_high")
     interval = "" if math.isnan(low) else f" ({low:.2f} to {high:.2f})"
     return {
         "update": f"{m.step:,}",
         "epoch": str(m.epoch),
-        "λ max ± stderr": _largest(m, prefix),
+        "λ max ± error": _largest(m),
+        "settled": UNKNOWN if m.settled is None else "yes" if has_settled(m) else "no",
+        "gradient": _factor(m.gain),
+        "at most": UNKNOWN if m.growth is None or not len(m.growth) else _factor(float(m.growth[0])),
         "near zero": _percent(get("near_zero_fraction")),
         "unstable": _percent(get("unstable_fraction")),
         "Kaplan–Yorke": _known(get("kaplan_yorke_dimension"), ".1f"),
-        "horizon": _short(get("gradient_horizon")),
+        "horizon": horizon(m, "").strip() or UNKNOWN,
         "predicted skill": _known(get("aelle/performance"), ".2f") + interval,
         "reached": _known(m.reached, ".2f"),
         "trusted": _percent(get("trusted_fraction")),
@@ -161,13 +166,19 @@ def _row(m: Measurement, prefix: str) -> dict[str, str]:
 def _summary(history: History) -> list[tuple[str, str, str]]:
     """Name, value and unit of what the last measurement comes to; only what is known."""
     last = history[-1]
-    row = _row(last, history.prefix)
-    largest, _, error = row["λ max ± stderr"].partition(" ± ")
+    row = _row(last)
+    exponent, _, error = row["λ max ± error"].partition(" ± ")
+    of = f", in layer {last.growth_of}" if last.growth_of else ""
     interval = row["predicted skill"].partition(" ")[2].strip("()")
     length = "" if last.length is None else f"; the longest sequence has {last.length}"
     dimension = "" if last.dimension is None else f", of {last.dimension}"
     facts = [
-        ("Largest exponent", largest, f"± {error} nats per step" if error else "nats per step"),
+        (
+            "Largest exponent",
+            exponent,
+            (f"± {error} nats per step" if error else "nats per step") + ", not settled" * (row["settled"] == "no"),
+        ),
+        ("A gradient in a typical sequence", row["gradient"], f"at most {row['at most']}, over {steps_of(last)}{of}"),
         ("Gradient horizon", row["horizon"], f"steps{length}"),
         ("Directions that remember", row["near zero"], "of the state, |λ| below 0.05"),
         ("Kaplan–Yorke dimension", row["Kaplan–Yorke"], f"dimensions{dimension}"),
@@ -181,13 +192,17 @@ def _summary(history: History) -> list[tuple[str, str, str]]:
     return [fact for fact in facts if fact[1] != UNKNOWN]
 
 
-def _largest(m: Measurement, prefix: str) -> str:
-    """The largest exponent and its standard error; a dead network has none."""
-    largest = float(m.exponents[0])
-    if largest == -math.inf:
+def _largest(m: Measurement) -> str:
+    """The largest exponent and its error; a dead network has none."""
+    value, error = largest(m)
+    if value == -math.inf:
         return "dead (−∞)"
-    error = m.metrics.get(key_of("max_stderr", prefix), math.nan)
-    return _known(largest, "+.3f") + ("" if math.isnan(error) or math.isnan(largest) else f" ± {error:.3f}")
+    return _known(value, "+.3f") + ("" if math.isnan(error) or math.isnan(value) else f" ± {error:.3f}")
+
+
+def _factor(nats: float) -> str:
+    """What a gradient is multiplied by."""
+    return UNKNOWN if math.isnan(nats) else f"× {factor(nats).removesuffix('-fold')}"
 
 
 def _known(value: float | None, form: str) -> str:
@@ -197,10 +212,6 @@ def _known(value: float | None, form: str) -> str:
 
 def _percent(value: float) -> str:
     return UNKNOWN if math.isnan(value) else f"{100 * value:.0f} %"
-
-
-def _short(value: float) -> str:
-    return _known(value, ",.0f" if abs(value) >= 100 else ".1f")
 
 
 # ------------------------------------------------------------------ pictures
@@ -226,15 +237,15 @@ def _told(name: str, history: History) -> str:
     first, last = history[0], history[-1]
     if name == "spectrum":
         count, lowest = len(last.exponents), _known(float(last.exponents[-1]), "+.2f")
-        return f"{count} exponents at update {last.step}, from {_largest(last, history.prefix)} down to {lowest}."
+        return f"{count} exponents at update {last.step}, from {_largest(last)} down to {lowest}."
     if name == "training":
-        start, end = (f"{_largest(m, history.prefix)} at update {m.step}" for m in (first, last))
+        start, end = (f"{_largest(m)} at update {m.step}" for m in (first, last))
         return f"Largest exponent: {start}, {end}, in {len(history)} measurements."
     if name == "prediction":
-        start, end = (_row(m, history.prefix)["predicted skill"] for m in (first, last))
+        start, end = (_row(m)["predicted skill"] for m in (first, last))
         return f"Predicted final skill: {start} at update {first.step}, {end} at update {last.step}."
     if name == "layers":
-        return ", ".join(f"{layer} {_known(top, '+.3f')}" for layer, (top, _) in last.layers.items()) + " at the end."
+        return ", ".join(f"{layer} {_known(top, '+.3f')}" for layer, (top, *_) in last.layers.items()) + " at the end."
     return ""
 
 

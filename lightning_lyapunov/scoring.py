@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lyapunov.aelle import AeLLEScore, AeLLEScorer
-from lightning_lyapunov.diagnosis import FAMILIAR
-from lightning_lyapunov.history import key_of
-from lightning_lyapunov.isolation import measuring
-from lightning_lyapunov.probe import architecture_of
-from lightning_lyapunov.spectrum import LyapunovSpectrum
+from lightning_lyapunov.capture.finding import architecture_of
+from lightning_lyapunov.engine.isolation import measuring
+from lightning_lyapunov.engine.spectrum import LyapunovSpectrum
+from lightning_lyapunov.names import key_of
+from lightning_lyapunov.reading.conditions import FAMILIAR
 
 
 class Scoring:
@@ -24,7 +24,7 @@ class Scoring:
         scorer: "general", a path, a scorer or None, as the callback takes it.
         performance: Name of the user's metric that the scorer is told.
         performance_range: Its values by chance and at best.
-        prefix: First part of the keys.
+        prefix: First part of the keys, for what is told.
         tell: Says something once, with ``warn`` and ``subject``.
     """
 
@@ -119,7 +119,7 @@ class Scoring:
     def scores(
         self, spectrum: LyapunovSpectrum, layers: Sequence[nn.Module], updates: int, performance: float | None
     ) -> dict[str, float]:
-        """What the scorer says of a spectrum, by key; nothing if it cannot.
+        """What the scorer says of a spectrum, by name; nothing if it cannot.
 
         Args:
             spectrum: Of the layers together.
@@ -161,9 +161,7 @@ class Scoring:
                 warn=True,
                 subject="familiarity",
             )
-        return {
-            key_of(f"aelle/{key}", self._prefix): float(value) for key, value in values.items() if math.isfinite(value)
-        }
+        return {f"aelle/{name}": float(value) for name, value in values.items() if math.isfinite(value)}
 
     def _warn(self, error: Exception, what: str) -> None:
         self._tell(

@@ -10,32 +10,24 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_lyapunov.diagnosis import (
-    COLLAPSED,
+from lightning_lyapunov.names import MEASURED, SCORED, key_of, name_of
+from lightning_lyapunov.reading.conditions import (
     FAILS,
     FAMILIAR,
+    explodes,
     has_converged,
-    in_words,
     is_chaotic,
     is_collapsed,
     is_predicted_to_fail,
+    score,
 )
-from lightning_lyapunov.history import History, key_of, read_state
+from lightning_lyapunov.reading.history import History, Measurement, read_state
+from lightning_lyapunov.reading.state import what_is_left
+from lightning_lyapunov.reading.words import in_words, over_a_sequence
 
 Condition = Literal["chaotic", "collapsed", "converged", "predicted_to_fail"]
 CONDITIONS: tuple[Condition, ...] = ("chaotic", "collapsed", "converged", "predicted_to_fail")
 """What training can be stopped for."""
-KEYS = (
-    *("max", "max_stderr", "mean", "near_zero_fraction", "unstable_fraction", "kaplan_yorke_dimension"),
-    *("kolmogorov_sinai_entropy", "gradient_horizon", "stability_margin", "trusted_fraction", "floored"),
-    *("seconds", "overhead"),
-)
-"""Names of the figures of a measurement."""
-SCORES = (
-    *("aelle/performance", "aelle/performance_low", "aelle/performance_high", "aelle/baseline"),
-    *("aelle/failure_probability", "aelle/takeoff_probability", "aelle/stability", "aelle/familiarity"),
-)
-"""Names of the figures of a score."""
 _FEWEST = 2
 """Measurements that stock EarlyStopping must see before it gives up: one that is no better may be so by chance."""
 
@@ -48,12 +40,16 @@ class LyapunovEarlyStopping(pl.Callback):
     is not counted. ``min_epochs`` and ``min_steps`` of the Trainer hold.
 
     ========================  ==========================================================================================
-    ``chaotic``               the largest exponent is above 0 by more than two standard errors
-    ``collapsed``             it is below -1 nats per step by more than two standard errors, or every direction is dead
+    ``chaotic``               the largest exponent has settled and is above 0 by more than its error, and in a typical
+                              sequence a gradient grows by more than 2 nats (7-fold), likewise beyond its error
+    ``collapsed``             the largest exponent is below -1 nats per step by more than its error, or where it has not
+                              settled, nothing grew by more than that over the sequence; or every direction is dead
     ``converged``             the last measurements, as many as ``patience``, lie within noise of the newest
     ``predicted_to_fail``     the scorer gives ``probability`` or more that the network never learns, and is familiar
                               with networks like it
     ========================  ==========================================================================================
+
+    An error is the half-width of a 95 % bar.
 
     Args:
         conditions: One condition or several; None if a key is monitored alone.
@@ -101,7 +97,7 @@ class LyapunovEarlyStopping(pl.Callback):
         if unknown := [condition for condition in chosen if condition not in CONDITIONS]:
             raise ValueError(f"conditions must be among {_listed(CONDITIONS)}; got {_listed(unknown)}.")
         if monitor is not None and not _is_key(monitor, prefix):
-            keys = [key_of(name, prefix) for name in (*KEYS, *SCORES)]
+            keys = [key_of(name, prefix) for name in (*MEASURED, *SCORED)]
             raise ValueError(
                 f"monitor must be a key measured under the prefix {prefix!r}: {', '.join(keys)}, or of one layer "
                 f"{prefix}/<layer>/max; got {monitor!r}. For other metrics there is Lightning's EarlyStopping."
@@ -140,7 +136,7 @@ class LyapunovEarlyStopping(pl.Callback):
                 "LyapunovEarlyStopping reads what a LyapunovSpectrumCallback of the same Trainer measures: add "
                 f"LyapunovSpectrumCallback(prefix={self.prefix!r}) to its callbacks; {there_are}."
             )
-        scored = {"predicted_to_fail", *_keys(SCORES, self.prefix)}
+        scored = {"predicted_to_fail", *(key_of(name, self.prefix) for name in SCORED)}
         needing = [str(what) for what in (*self.conditions, self.monitor) if what in scored]
         if needing and measuring[self.prefix].scorer is None:
             raise MisconfigurationException(
@@ -183,7 +179,7 @@ class LyapunovEarlyStopping(pl.Callback):
         if self.monitor is not None and not before_training and self._stagnates(self.monitor, history):
             reasons.append(
                 f"{self.monitor} has not improved on {self._best:.4g} at {self._counts[self.monitor]} measurements in "
-                f"a row; now it is {history[-1].metrics[self.monitor]:.4g}"
+                f"a row; now it is {self._value(self.monitor, history):.4g}"
             )
         return "; ".join(reasons) + "." if reasons else None
 
@@ -191,18 +187,22 @@ class LyapunovEarlyStopping(pl.Callback):
         if condition == "converged":
             return has_converged(history, self.patience)
         if condition == "predicted_to_fail":
-            return is_predicted_to_fail(history[-1], self.prefix, self.probability, self.familiarity)
-        return {"chaotic": is_chaotic, "collapsed": is_collapsed}[condition](history[-1], self.prefix)
+            return is_predicted_to_fail(history[-1], self.probability, self.familiarity)
+        return {"chaotic": _is_chaotic_and_explodes, "collapsed": is_collapsed}[condition](history[-1])
 
     def _stagnates(self, monitor: str, history: History) -> bool:
-        value = history[-1].metrics.get(monitor)
-        if value is None:
+        value = self._value(monitor, history)
+        if math.isnan(value):
             self._tell_missing(monitor, history)
             return False
         gain = math.inf if self._best is None else self._best - value if self.mode == "min" else value - self._best
         if gain > self.min_delta:
             self._best = value
         return self._count(monitor, gain <= self.min_delta) >= self.patience
+
+    def _value(self, monitor: str, history: History) -> float:
+        """The newest value of a key; NaN where it was not measured."""
+        return history[-1].metrics.get(name_of(monitor, self.prefix) or "", math.nan)
 
     def _count(self, what: str, speaks_for_stopping: bool) -> int:
         """Measurements in a row that spoke for stopping, this one included."""
@@ -211,16 +211,14 @@ class LyapunovEarlyStopping(pl.Callback):
 
     def _told(self, condition: Condition, history: History) -> str:
         newest, times = history[-1], f"at {self._counts[condition]} measurements in a row"
-        exponent = f"the largest exponent is {in_words(newest, self.prefix)} (two standard errors)"
         if condition == "chaotic":
-            return f"{exponent}, and was above 0 beyond its error {times}"
+            growth = over_a_sequence(newest)
+            return f"the largest exponent is {in_words(newest)}, and {growth}: so it was beyond either error {times}"
         if condition == "collapsed":
-            return f"{exponent}, and was below {COLLAPSED:g} beyond its error {times}"
+            return f"{what_is_left(newest)}: so it was beyond its error {times}"
         if condition == "converged":
             return f"the spectrum has not moved beyond its noise over the last {self.patience + 1} measurements"
-        probability, familiarity = (
-            newest.metrics[key_of(f"aelle/{name}", self.prefix)] for name in ("failure_probability", "familiarity")
-        )
+        probability, familiarity = (score(newest, name) for name in ("failure_probability", "familiarity"))
         return (
             f"the scorer gives a probability of {probability:.0%} that the network never learns (familiarity "
             f"{familiarity:.2f}), and gave {self.probability:.0%} or more {times}"
@@ -231,7 +229,7 @@ class LyapunovEarlyStopping(pl.Callback):
             self._missed = True
             rank_zero_warn(
                 f"LyapunovEarlyStopping: monitor={monitor!r} was not measured and does not count; measured are "
-                f"{', '.join(history[-1].metrics)}.",
+                f"{', '.join(key_of(name, self.prefix) for name in history[-1].metrics)}.",
                 stacklevel=4,
             )
 
@@ -299,21 +297,22 @@ def _checks_per_measurement(trainer: pl.Trainer, callback: Any, stopper: Any) ->
     return checks * callback.every_n_epochs if callback.every_n_epochs > 1 else 1.0  # else it measures at each check
 
 
+def _is_chaotic_and_explodes(measurement: Measurement) -> bool:
+    """Chaos that training does not live with: mild chaos is common in networks that do well."""
+    return is_chaotic(measurement) and explodes(measurement)
+
+
 def _is_a(thing: object, name: str) -> bool:
     """Whether it is of a class of this name, from whichever of the two Lightning packages."""
     return any(kind.__name__ == name for kind in type(thing).__mro__)
 
 
-def _keys(names: Iterable[str], prefix: str) -> set[str]:
-    return {key_of(name, prefix) for name in names}
-
-
 def _is_key(key: str | None, prefix: str) -> bool:
     """Whether a LyapunovSpectrumCallback of this prefix logs such a key."""
-    if key is None:
+    name = None if key is None else name_of(key, prefix)
+    if name is None:
         return False
-    is_largest = key.startswith(f"{prefix}/") and key.endswith("/max")  # of all, or of a layer
-    return is_largest or key in _keys((*KEYS, *SCORES), prefix)
+    return name in (*MEASURED, *SCORED) or (name.endswith("/max") and not name.startswith("aelle/"))  # of a layer
 
 
 def _listed(names: Iterable[str]) -> str:

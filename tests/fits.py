@@ -103,6 +103,7 @@ class Varied(pl.LightningModule):
             optimisation makes a step for each.
         accumulate: Batches for an update, where optimisation is manual.
         clip: Largest norm of the gradient, where optimisation is manual.
+        hidden: Units of the recurrence.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Varied(pl.LightningModule):
         chunks: int = 1,
         accumulate: int = 1,
         clip: float | None = None,
+        hidden: int = 6,
     ) -> None:
         super().__init__()
         parts: dict[str, list[nn.Module]] = {
@@ -126,8 +128,9 @@ class Varied(pl.LightningModule):
         if frozen:
             self.front.eval().requires_grad_(False)
         within = {"num_layers": 2, "dropout": 0.3} if front == "dropout" else {}
-        self.rnn = nn.LSTMCell(3, 6) if cell == "loop" else getattr(nn, cell)(3, 6, batch_first=True, **within)
-        self.out = nn.Linear(6, 1)
+        size = 3, hidden
+        self.rnn = nn.LSTMCell(*size) if cell == "loop" else getattr(nn, cell)(*size, batch_first=True, **within)
+        self.out = nn.Linear(hidden, 1)
         self.optimisation, self.chunks, self.accumulate, self.clip = optimisation, chunks, accumulate, clip
         self.automatic_optimization = optimisation == "automatic"
         self.batches: list[Tensor] = []

@@ -85,11 +85,11 @@ def rows(count: int, seed: int, steps: int = 12) -> tuple[Tensor, Tensor]:
     return x, x.sum((1, 2)).unsqueeze(1) / steps
 
 
-def batches(count: int, seed: int, batch: int = 8) -> DataLoader[Any]:
+def batches(count: int, seed: int, batch: int = 8, steps: int = 12) -> DataLoader[Any]:
     """The same as a loader; of no sequences a batch without rows, since Lightning takes no empty loader."""
     if count == 0:
-        return DataLoader([rows(0, seed)], batch_size=None)
-    return DataLoader(TensorDataset(*rows(count, seed)), batch_size=batch)
+        return DataLoader([rows(0, seed, steps)], batch_size=None)
+    return DataLoader(TensorDataset(*rows(count, seed, steps)), batch_size=batch)
 
 
 def seeded(model: Callable[[], pl.LightningModule] = Regressor) -> pl.LightningModule:

@@ -2,16 +2,21 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
+from itertools import combinations
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_lyapunov import LyapunovSpectrum
-from lightning_lyapunov.recurrence import Recurrence, as_parts
-from lightning_lyapunov.tangent import random_frame
-from lightning_lyapunov.trajectory import trajectories
+from lightning_lyapunov.engine.frames import random_frames
+from lightning_lyapunov.engine.gradient import plain_product
+from lightning_lyapunov.engine.maps.base import Recurrence
+from lightning_lyapunov.engine.maps.cell import as_parts
+from lightning_lyapunov.engine.measure import Settings, Start, SystemTally, measure
+from lightning_lyapunov.engine.system import trajectories
 
 FAMILIES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "tanh": (nn.RNN, {}),
@@ -115,6 +120,21 @@ class OpaqueTanh(torch.autograd.Function):
         return grad * (1 - out**2)
 
 
+# ------------------------------------------------------------------ measured as part of a whole
+
+
+def tally_of(
+    system: Any, inputs: Any, *, place: int = 0, state: Any = None, steps: int | None = None, **settings: Any
+) -> SystemTally:
+    """Raw sums of a measurement whose first sequence stands at a place among all: its frame is that of the place."""
+    return measure(system, inputs, Settings(**settings), state=state, steps=steps, start=Start(first_place=place))
+
+
+def at_place(system: Any, inputs: Any, place: int, **options: Any) -> dict[str, LyapunovSpectrum]:
+    """The spectrum of each layer and direction, measured with the frames of sequences from a place on."""
+    return tally_of(system, inputs, place=place, **options).spectra(options.get("k"))
+
+
 # ------------------------------------------------------------------ what to compare with
 
 
@@ -135,16 +155,17 @@ def flat(state: Any) -> Tensor:
     return torch.cat([part.flatten(1) for part in as_parts(state)], -1)
 
 
-def dense_rates(jacobians: list[Tensor], k: int | None = None) -> Tensor:
+def dense_rates(jacobians: list[Tensor], k: int | None = None, place: int = 0) -> Tensor:
     """Growth rates (K,), largest first, from one QR of the product of all Jacobians ``(D, D)``, the last leftmost.
 
-    In exact arithmetic and in the engine's initial frame A: the diagonal of R is squared in A'J'JA = L diag(R²) L'.
+    In exact arithmetic and in the engine's initial frame A of the sequence at a place: the diagonal of R is squared in
+    A'J'JA = L diag(R²) L'.
     """
     size = len(jacobians[0])
-    columns = _exact(random_frame(size, k or size, torch.device("cpu"), None))
+    columns = Matrix.of(random_frames([place], size, k or size, torch.device("cpu"))[0])
     for jacobian in jacobians:
-        columns = _product(_exact(jacobian), columns)
-    gram = _product([list(row) for row in zip(*columns, strict=True)], columns)
+        columns = Matrix.of(jacobian) @ columns
+    gram = (columns.mT @ columns).entries
     squares = []
     while gram:
         pivot, rest = gram[0], gram[1:]
@@ -156,28 +177,75 @@ def dense_rates(jacobians: list[Tensor], k: int | None = None) -> Tensor:
     return torch.tensor(rates, dtype=torch.float64).sort(descending=True).values
 
 
-def _exact(matrix: Tensor) -> list[list[Fraction]]:
-    return [[Fraction(entry) for entry in row] for row in matrix.tolist()]
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix of fractions: arithmetic without rounding, whatever the spread."""
+
+    entries: list[list[Fraction]]
+
+    @staticmethod
+    def of(matrix: Tensor) -> "Matrix":
+        return Matrix([[Fraction(entry) for entry in row] for row in matrix.tolist()])
+
+    @property
+    def mT(self) -> "Matrix":  # as torch calls it
+        return Matrix([list(row) for row in zip(*self.entries, strict=True)])
+
+    def __matmul__(self, other: "Matrix") -> "Matrix":
+        columns = other.mT.entries
+        return Matrix(
+            [[sum((x * y for x, y in zip(row, c, strict=True)), Fraction()) for c in columns] for row in self.entries]
+        )
+
+    def squares(self) -> Fraction:
+        """Sum of the squares of its entries."""
+        return sum((entry * entry for row in self.entries for entry in row), Fraction())
+
+    def minors(self, size: int) -> "Matrix":
+        """The determinants of all its square parts of a size."""
+        choices = list(combinations(range(len(self.entries)), size))
+        return Matrix([[_det([[self.entries[i][j] for j in js] for i in rows]) for js in choices] for rows in choices])
 
 
-def _product(a: list[list[Fraction]], b: list[list[Fraction]]) -> list[list[Fraction]]:
-    return [[sum((x * y for x, y in zip(row, column, strict=True)), Fraction()) for column in zip(*b, strict=True)]
-            for row in a]  # fmt: skip
+def _det(rows: list[list[Fraction]]) -> Fraction:
+    if len(rows) == 1:
+        return rows[0][0]
+    below = rows[1:]
+    return sum(
+        ((-1) ** j * top * _det([row[:j] + row[j + 1 :] for row in below]) for j, top in enumerate(rows[0])), Fraction()
+    )
+
+
+@dataclass(frozen=True)
+class Products:
+    """Dense products of all Jacobians, one for each sequence, in float64."""
+
+    dense: Tensor
+    """``(B, D, D)``"""
+
+    def log_singular_values(self) -> Tensor:
+        return torch.linalg.svdvals(self.dense).log()
+
+
+def products_of(system: Any, inputs: Tensor, state: Any) -> tuple[Products, int]:
+    """Along sequences of equal length, with a gradient or without; and the entries of the state that are seen."""
+    (path,) = trajectories(system, inputs, state, None, torch.float64).values()
+    return Products(plain_product(path.recurrence, path.inputs, path.initial).detach()), path.visible
 
 
 def careful_exponents(module: nn.RNNBase, inputs: Tensor, k: int | None = None, transient: int = 0) -> Tensor:
-    """Exponents (K,) by float64, Householder after every step and nothing else."""
+    """Exponents (K,) by float64, Householder after every step and nothing else; two columns more are pushed."""
     (path,) = trajectories(module, inputs, None, None, torch.float64).values()
     recurrence, states, drive = path.recurrence, path.states, path.drive
     size = recurrence.state_size
-    frame = random_frame(size, k or size, torch.device("cpu"), None).expand(states.shape[1], -1, -1)
+    frame = random_frames(range(states.shape[1]), size, min((k or size) + 2, size), torch.device("cpu"))
     total = torch.zeros(frame.shape[-1], dtype=torch.float64)
     for t in range(len(drive)):
         factors = recurrence.linearise(states[t : t + 1], drive[t : t + 1])
         frame, r = torch.linalg.qr(recurrence.push_forward(tuple(factor[0] for factor in factors), frame))
         if t >= transient:
             total += r.diagonal(dim1=-2, dim2=-1).abs().log().mean(0)
-    return (total / (len(drive) - transient)).sort(descending=True).values
+    return (total / (len(drive) - transient)).sort(descending=True).values[:k]
 
 
 def worst_trusted_error(spectrum: LyapunovSpectrum, reference: LyapunovSpectrum | Tensor) -> float:

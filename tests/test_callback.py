@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from lightning_lyapunov import LyapunovSpectrumCallback, lyapunov_spectrum
 from lightning_lyapunov.callback import FLOOR
-from lightning_lyapunov.spectrum import Frames
+from lightning_lyapunov.engine.frames import Frames
+from lightning_lyapunov.names import key_of
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*num_workers.*", "ignore:.*log_every_n_steps.*", "ignore:.*LeafSpec.*", "ignore:.*val_dataloader.*"
@@ -36,10 +37,13 @@ def test_last_measurement_is_the_spectrum_of_the_final_weights_along_the_validat
     model, callback = Regressor(), measure_always(k=None)
     trainer(callback).fit(model, loader(), loader())
     x = next(iter(loader(batch=16)))[0]
-    by_hand = lyapunov_spectrum(model.rnn, x, transient=3)
+    by_hand = lyapunov_spectrum(model.rnn, x)
     assert torch.equal(callback.spectrum.exponents, by_hand.exponents)
-    assert callback.history[-1].metrics["lyapunov/max"] == float(by_hand.exponents[0])
-    assert callback.spectrum.sequences == 16 and callback.spectrum.steps == 9
+    assert torch.equal(callback.spectrum.error, by_hand.error)
+    assert torch.equal(callback.spectrum.log_singular_values, by_hand.log_singular_values)
+    assert callback.history[-1].metrics["max"] == float(by_hand.exponents[0])
+    assert callback.history[-1].metrics["gradient_gain"] == by_hand.gain
+    assert callback.spectrum.sequences == 16 and callback.spectrum.steps == callback.spectrum.transient == 6
     assert [m.step for m in callback.history] == [0, 4, 8]
 
 
@@ -50,9 +54,9 @@ def test_a_warm_start_keeps_the_frames_of_the_last_measurement() -> None:
     initial, x, frames = copy.deepcopy(model.rnn), next(iter(loader(batch=16)))[0], Frames()
     trainer(callback, max_epochs=1).fit(model, loader(), loader())
     for rnn, measured in zip((initial, model.rnn), callback.history, strict=True):
-        expected = lyapunov_spectrum(rnn, x, transient=3, frames=frames).exponents.float()
+        expected = lyapunov_spectrum(rnn, x, frames=frames).exponents.float()
         torch.testing.assert_close(measured.exponents, expected)
-    assert not torch.allclose(expected, lyapunov_spectrum(model.rnn, x, transient=3).exponents.float(), atol=1e-4)
+    assert not torch.allclose(expected, lyapunov_spectrum(model.rnn, x).exponents.float(), atol=1e-4)
 
 
 def test_measurement_before_training_is_of_the_initial_weights() -> None:
@@ -60,14 +64,14 @@ def test_measurement_before_training_is_of_the_initial_weights() -> None:
     model = Regressor()
     initial = copy.deepcopy(model.rnn)
     x = next(iter(loader(batch=16)))[0]
-    expected = lyapunov_spectrum(initial, x, transient=3, k=None).exponents.float()
+    expected = lyapunov_spectrum(initial, x, k=None).exponents.float()
     for options in (
         {},
         {"num_sanity_val_steps": 0},
     ):  # from the sanity check's batches, or from the first training batch
         callback = measure_always(k=None, num_sequences=8)
         trainer(callback, **options).fit(copy.deepcopy(model), loader(), loader())
-        expected = lyapunov_spectrum(initial, x[:8], transient=3).exponents.float()
+        expected = lyapunov_spectrum(initial, x[:8]).exponents.float()
         assert callback.history[0].step == 0
         assert torch.equal(callback.history[0].exponents, expected)
 
@@ -82,7 +86,7 @@ def test_a_cell_in_a_python_loop_equals_the_layer_of_the_same_weights(cell: nn.M
     layer = {nn.RNNCell: nn.RNN, nn.GRUCell: nn.GRU, nn.LSTMCell: nn.LSTM}[type(cell)](3, 6, batch_first=True)
     layer.load_state_dict({f"{name}_l0": value for name, value in model.cell.state_dict().items()})
     x = list(loader())[-1][0]  # no validation: what drove it last, in training
-    assert torch.allclose(callback.spectrum.exponents, lyapunov_spectrum(layer, x, transient=3).exponents, atol=1e-12)
+    assert torch.allclose(callback.spectrum.exponents, lyapunov_spectrum(layer, x).exponents, atol=1e-12)
 
 
 def test_a_cell_of_ones_own_is_measured_when_named() -> None:
@@ -90,7 +94,7 @@ def test_a_cell_of_ones_own_is_measured_when_named() -> None:
     model, callback = Looped(Leaky()), measure_always("cell", k=None, num_sequences=8)
     trainer(callback).fit(model, loader())
     x = list(loader())[-1][0].transpose(0, 1)
-    expected = lyapunov_spectrum(model.cell, x, state=torch.zeros(8, 6), transient=3).exponents
+    expected = lyapunov_spectrum(model.cell, x, state=torch.zeros(8, 6)).exponents
     assert torch.allclose(callback.spectrum.exponents, expected, atol=1e-9)
 
 
@@ -99,7 +103,7 @@ def test_the_progress_bar_shows_the_largest_exponent(options: dict[str, Any]) ->
     ours = measure_always(prog_bar=True, **options)
     fit = trainer(ours)
     fit.fit(Regressor(), loader(), loader())
-    assert fit.progress_bar_metrics["lyapunov_max"] == pytest.approx(ours.history[-1].metrics["lyapunov/max"], rel=1e-3)
+    assert fit.progress_bar_metrics["lyapunov_max"] == pytest.approx(ours.history[-1].metrics["max"], rel=1e-3)
 
 
 def test_layers_of_a_stack_have_keys_of_their_own() -> None:
@@ -110,6 +114,87 @@ def test_layers_of_a_stack_have_keys_of_their_own() -> None:
     layers = [f"lyapunov/rnn.l{n}{d}/max" for n in (0, 1) for d in ("", "_reverse")]
     values = [float(fit.callback_metrics[key]) for key in layers]
     assert max(values) == pytest.approx(float(fit.callback_metrics["lyapunov/max"]))
+
+
+def by_autograd(rnn: nn.RNNBase, x: Tensor) -> tuple[float, float]:
+    """Mean over sequences of the gain and of ln σ₁ from the whole state before to the last output."""
+    gains, largest = [], []
+    for row in x.double():
+        state = torch.zeros(rnn.num_layers, 1, rnn.hidden_size).double()
+        whole = torch.autograd.functional.jacobian(lambda h, row=row: rnn(row[None], h)[1].flatten(), state)
+        whole = whole.flatten(1)
+        top = whole[-rnn.hidden_size :]
+        gains.append(float(top.square().sum().div(rnn.hidden_size).log() / 2))
+        largest.append(float(torch.linalg.svdvals(whole)[0].log()))
+    return sum(gains) / len(gains), sum(largest) / len(largest)
+
+
+def test_a_stack_tells_what_a_gradient_grows_by_through_all_its_layers() -> None:
+    """Oracle: autograd through the module. It is more than through either layer alone."""
+    pl.seed_everything(0)
+    model, ours = Regressor(nn.GRU(3, 6, num_layers=2, batch_first=True)), measure_always(k=None)
+    fit = trainer(ours)
+    fit.fit(model, loader(), loader())
+    gain, largest = by_autograd(copy.deepcopy(model.rnn).double(), next(iter(loader(batch=16)))[0])
+    assert float(fit.callback_metrics["lyapunov/gradient_gain"]) == pytest.approx(gain, abs=0.02)
+    assert float(fit.callback_metrics["lyapunov/gradient_growth"]) == pytest.approx(largest, abs=0.05)
+    assert ours.history[-1].growth_of == "" and gain > max(part.gain for part in ours.spectrum.parts.values())
+
+
+def test_of_separate_layers_the_one_with_the_largest_gain_speaks_by_name() -> None:
+    """Oracle: each by hand. What both are together depends on what lies between them."""
+
+    class Two(Regressor):
+        def __init__(self) -> None:
+            super().__init__(nn.GRU(3, 6, batch_first=True))
+            self.wild = nn.RNN(6, 6, batch_first=True)
+            nn.init.orthogonal_(self.wild.weight_hh_l0, 3.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.wild(self.rnn(x)[0])[0][:, -1])
+
+    pl.seed_everything(0)
+    model, ours = Two(), measure_always(k=None)
+    fit = trainer(ours)
+    fit.fit(model, loader(), loader())
+    x = next(iter(loader(batch=16)))[0]
+    wild = lyapunov_spectrum(model.wild, model.rnn(x)[0].detach())
+    assert wild.gain > lyapunov_spectrum(model.rnn, x).gain
+    assert float(fit.callback_metrics["lyapunov/gradient_gain"]) == pytest.approx(wild.gain, abs=1e-5)
+    newest = ours.history[-1]
+    assert newest.growth_of == "wild" and newest.metrics["gradient_growth"] == pytest.approx(float(newest.growth[0]))
+    assert math.isnan(ours.spectrum.gain) and newest.layers.keys() == {"rnn", "wild"}
+
+
+def test_without_growth_its_keys_are_not_logged() -> None:
+    ours = measure_always(growth=0)
+    fit = trainer(ours)
+    fit.fit(Regressor(), loader(), loader())
+    assert not {"lyapunov/gradient_gain", "lyapunov/gradient_growth"} & fit.callback_metrics.keys()
+    newest = ours.history[-1]
+    assert newest.growth is None and math.isnan(newest.gain)
+    # What a gradient does is then told at the rate of the largest exponent.
+    assert newest.metrics["gradient_horizon"] == pytest.approx(1 / abs(newest.metrics["max"]))
+
+
+@pytest.mark.parametrize("growth", [1, 3, 99])
+def test_as_many_singular_values_as_asked_for_or_as_there_are(growth: int) -> None:
+    ours = measure_always(growth=growth)
+    trainer(ours, max_epochs=1).fit(Regressor(), loader(), loader())
+    assert len(ours.history[-1].growth) == min(growth, 12)
+
+
+def test_a_transient_that_is_given_is_obeyed() -> None:
+    """Where no sequence is longer, there is nothing to measure, and it says so once."""
+    ours = measure_always(transient=11)
+    trainer(ours).fit(Regressor(), loader(), loader())
+    assert (ours.spectrum.transient, ours.spectrum.steps) == (11, 1)
+    with pytest.warns(UserWarning) as told:
+        fit = trainer(measure_always(transient=12))
+        fit.fit(Regressor(), loader(), loader())
+    (text,) = [str(w.message) for w in told if str(w.message).startswith("LyapunovSpectrumCallback")]
+    assert "transient must leave at least one of the 12 steps to measure; got 12" in text
+    assert fit.current_epoch == 2 and "lyapunov/max" not in fit.callback_metrics
 
 
 # ------------------------------------------------------------------ fresh for whoever monitors
@@ -185,7 +270,7 @@ def test_monitors_read_the_value_of_the_current_weights(schedule: str, ours_firs
     fit = trainer(*callbacks, max_epochs=4, enable_checkpointing=True, **options)
     fit.fit(model, loader(), loader())
 
-    measured = {m.step: m.metrics["lyapunov/max"] for m in ours.history}
+    measured = {m.step: m.metrics["max"] for m in ours.history}
     assert len(measured) == len(ours.history), "measured twice for the same weights"
     assert 0 in measured
     seen = [*stopper.read, *reads.read]
@@ -214,7 +299,7 @@ def test_optuna_is_told_the_value_of_the_epoch(schedule: str) -> None:
     measured = {m.step: m for m in ours.history}
     by_epoch: dict[int, float] = {}
     for step, _ in reads.read:  # the first report of an epoch counts
-        by_epoch.setdefault(measured[step].epoch, measured[step].metrics["lyapunov/max"])
+        by_epoch.setdefault(measured[step].epoch, measured[step].metrics["max"])
     assert told == pytest.approx(by_epoch, rel=1e-6) and len(told) >= 2
 
 
@@ -264,7 +349,7 @@ def test_budget_makes_measurements_smaller_and_says_so(monkeypatch: pytest.Monke
     # Whole before training; the least in the first epoch; none in the second, as the first second is not yet paid for.
     assert plans[:2] == [(16, 32), (4, 8)]
     assert [m.epoch for m in ours.history] == [0, 0, *range(2, 20)]
-    overheads = [m.metrics["lyapunov/overhead"] for m in list(ours.history)[2:]]
+    overheads = [m.metrics["overhead"] for m in list(ours.history)[2:]]
     assert max(overheads) <= 0.25 and overheads[-1] > 0.2  # kept, and not left unused
     assert all(k == 32 for _, k in plans[2:]) and {sequences for sequences, _ in plans[2:]} == {4, 8}
     assert sum("made smaller or spaced out" in record.message for record in caplog.records) == 1
@@ -299,8 +384,10 @@ def test_a_profiler_names_the_measurement() -> None:
 def test_keys_are_groups_and_names_that_every_tracker_takes() -> None:
     """MLflow's rule is the strictest: letters, digits and ``_/. -``."""
     ours = measure_always(scorer="general")
-    trainer(ours).fit(Regressor(nn.GRU(3, 6, 2, batch_first=True)), loader(), loader())
-    keys = ours.history[-1].metrics.keys()
+    fit = trainer(ours)
+    fit.fit(Regressor(nn.GRU(3, 6, 2, batch_first=True)), loader(), loader())
+    keys = {key_of(name) for name in ours.history[-1].metrics}
+    assert keys == fit.callback_metrics.keys() - {"train_loss", "val_loss"}
     assert len(keys) > 20 and all(re.fullmatch(r"(lyapunov|aelle)/[a-zA-Z0-9_./ -]+", key) for key in keys)
 
 
@@ -419,6 +506,7 @@ def test_dead_directions_are_floored_and_counted() -> None:
         ({"num_steps": 0}, "num_steps must be at least 1"),
         ({"transient": 64}, r"transient must lie in \[0, 63\].*got 64"),
         ({"tolerance": 0.0}, "tolerance must be above 0"),
+        ({"growth": -1}, "growth must be at least 0"),
         ({"max_overhead": -1.0}, "max_overhead must be above 0"),
         ({"dtype": "float16"}, "dtype must be.*'float16'"),
         ({"prefix": "a/"}, "prefix must be.*'a/'"),

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from lightning_lyapunov import AeLLEScorer, LyapunovSpectrum, LyapunovSpectrumCa
 from lightning_lyapunov.bank import __main__ as bank
 from lightning_lyapunov.cli import main
 from lightning_lyapunov.cli.entry import FAILED, INTERRUPTED, OK, USAGE
+from lightning_lyapunov.cli.reading import spectrum_of
 
 LN_Z = -math.log1p(math.exp(-1.0))
 
@@ -142,7 +144,8 @@ def test_spectrum_of_known_exponents(run: Run) -> None:
     assert said["exponents"] == pytest.approx([LN_Z] * 3, rel=1e-6)
     assert said["features"]["gradient_horizon"] == pytest.approx(-1 / LN_Z)
     assert (said["architecture"], said["hidden_size"], said["dimension"]) == ("gru", 3, 3)
-    assert (said["steps"], said["transient"], said["sequences"]) == (15, 5, 2)
+    assert (said["steps"], said["transient"], said["sequences"]) == (10, 10, 2)
+    assert said["gain"] == pytest.approx(20 * LN_Z, rel=1e-6) == said["log_singular_values"][0]
 
 
 def direct(directory: Path, k: int) -> LyapunovSpectrum:
@@ -151,7 +154,7 @@ def direct(directory: Path, k: int) -> LyapunovSpectrum:
     below, rnn = nn.Linear(3, 5), nn.LSTM(5, 6, batch_first=True)
     for name, module in (("below.", below), ("rnn.", rnn)):
         module.load_state_dict({key.removeprefix(name): w for key, w in weights.items() if key.startswith(name)})
-    return lyapunov_spectrum(rnn, below(torch.from_numpy(np.load(directory / "x.npy"))).detach(), k=k, transient=6)
+    return lyapunov_spectrum(rnn, below(torch.from_numpy(np.load(directory / "x.npy"))).detach(), k=k)
 
 
 def test_inputs_go_through_the_model(run: Run, checkpoint: Path, directory: Path) -> None:
@@ -184,7 +187,11 @@ def test_dead_directions_are_minus_infinity_and_unknown_is_null(run: Run) -> Non
 
 def test_table_names_units_and_leaves_out_the_middle(run: Run, checkpoint: Path) -> None:
     lines = run(*NET).out.splitlines()
-    assert lines[0].startswith("12 of 12 exponents, 6 sequences, 18 steps after a transient of 6")
+    assert lines[0].startswith("12 of 12 exponents, 6 sequences, 12 steps after a transient of 12")
+    assert re.search(
+        r"^over your 24 steps a gradient shrinks to \S+ in a typical sequence \(at most \S+\), and between \S+ and ",
+        lines[2],
+    )
     assert any(line.startswith("largest exponent") and line.endswith("nats/step") for line in lines)
     assert [line.split()[0] for line in lines[-12:]] == [str(i) for i in range(1, 13)]
 
@@ -193,9 +200,23 @@ def test_long_table_says_how_much_it_leaves_out(run: Run) -> None:
     init = '{"input_size": 1, "hidden_size": 40}'
     torch.save(nn.GRU(1, 40).state_dict(), "long.pt")
     lines = run("spectrum", "long.pt", "zeros.npy", "--model", "torch.nn:GRU", "--init", init).out.splitlines()
-    numbered = [line.split()[0] for line in lines[lines.index("    i    exponent      stderr   trusted") + 1 :]]
+    numbered = [
+        line.split()[0] for line in lines[lines.index("    i    exponent       error   trusted   settled") + 1 :]
+    ]
     assert numbered == [*map(str, range(1, 13)), "…", *map(str, range(37, 41))]
     assert "24 more" in lines[-5]
+
+
+def test_json_holds_what_a_reader_needs_and_nothing_of_the_engine(run: Run, checkpoint: Path) -> None:
+    said = read(run(*NET, "--format", "json").out)
+    assert set(said) == {
+        "format", "unit", "architecture", "hidden_size", "updates", "exponents", "stderr", "error", "trusted",
+        "settled", "dimension", "steps", "sequences", "transient", "interval", "dtype", "driven", "volume_rate",
+        "complete", "log_singular_values", "log_singular_values_error", "gain", "gain_error", "growth_steps",
+        "features", "layers",
+    }  # fmt: skip
+    (layer,) = said["layers"].values()
+    assert layer["gain"] == said["gain"] == said["features"]["gradient_gain"] and layer["error"] == said["error"]
 
 
 def test_figure_is_a_picture(run: Run, tmp_path: Path) -> None:
@@ -268,6 +289,18 @@ def test_score_is_the_scorer_s(
     assert read(run("score", "-", "--format=json").out) == said
     monkeypatch.setattr(sys, "stdin", StringIO(text))
     assert read(run("score", "-", "--format=json", "--updates=400").out) != said
+
+
+def test_score_of_a_file_of_an_older_version(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    """It knew neither errors nor growth; a score is made of the exponents."""
+    said = read(run(*NET, "--format", "json").out)
+    (tmp_path / "new.json").write_text(json.dumps(said))
+    newer = ("error", "settled", "log_singular_values", "log_singular_values_error", "gain", "gain_error")
+    (tmp_path / "old.json").write_text(json.dumps({name: value for name, value in said.items() if name not in newer}))
+    new, old = (run("score", str(tmp_path / f"{age}.json"), "--format", "json") for age in ("new", "old"))
+    assert new.code == old.code == OK and read(new.out) == read(old.out)
+    spectrum, _ = spectrum_of(tmp_path / "old.json")
+    assert spectrum.error.tolist() == (2 * spectrum.stderr).tolist() and not spectrum.settled.any()
 
 
 def test_score_of_a_list_of_exponents(run: Run, tmp_path: Path) -> None:
@@ -414,12 +447,10 @@ def test_help_tells_what_each_option_is(run: Run) -> None:
 
 
 def test_python_m_and_exit_code(directory: Path) -> None:
-    command = [sys.executable, "-m", "lightning_lyapunov"]
-    helped = subprocess.run([*command, "--help"], cwd=directory, capture_output=True, text=True)
-    assert (helped.returncode, helped.stderr) == (OK, "")
-    assert "usage: lightning-lyapunov" in helped.stdout
-    refused = subprocess.run([*command, "report", "none.ckpt"], cwd=directory, capture_output=True, text=True)
+    command = [sys.executable, "-m", "lightning_lyapunov", "report", "none.ckpt"]
+    refused = subprocess.run(command, cwd=directory, capture_output=True, text=True)
     assert (refused.returncode, refused.stdout) == (USAGE, "")
+    assert refused.stderr == "lightning-lyapunov: there is no file none.ckpt.\n"
 
 
 def test_a_reader_that_leaves_is_no_error(directory: Path) -> None:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from fits import Regressor
@@ -19,9 +20,19 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from packaging.version import Version
 from ranks import batches, ddp, measuring, on_ranks, rows, seeded
+from test_scoring import Oracle
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_sequence
 
-from lightning_lyapunov import LyapunovEarlyStopping, LyapunovSpectrumCallback, layers, lyapunov_spectrum
+from lightning_lyapunov import (
+    LyapunovEarlyStopping,
+    LyapunovSpectrum,
+    LyapunovSpectrumCallback,
+    layers,
+    lyapunov_spectrum,
+    spectrum_features,
+)
+from lightning_lyapunov.names import key_of
 from lightning_lyapunov.ranks import share_out
 from lightning_lyapunov.sharding import why_not
 
@@ -49,6 +60,31 @@ def server() -> None:
             os.environ["PYTHONPATH"] = before
 
 
+CAREFUL: dict[str, Any] = {"dtype": torch.float64, "interval": 1}
+
+
+def figures(spectrum: LyapunovSpectrum) -> dict[str, Any]:
+    """All that a spectrum holds, and that of its layers."""
+    arrays = {
+        "exponents": spectrum.exponents,
+        "stderr": spectrum.stderr,
+        "error": spectrum.error,
+        "per sequence": spectrum.per_sequence,
+        "settled": spectrum.settled,
+        "trusted": spectrum.trusted,
+        "log singular values": spectrum.log_singular_values,
+    }
+    found = {name: values.cpu().numpy() for name, values in arrays.items()}
+    found |= {"gain": spectrum.gain, "steps measured": spectrum.steps, "sequences": spectrum.sequences}
+    found |= {"dimension": spectrum.dimension, "volume rate": spectrum.volume_rate}
+    if spectrum.growth is not None:
+        found |= {"growth error": spectrum.growth.error.numpy(), "gain error": spectrum.growth.gain_error}
+        found |= {"gains": spectrum.growth.gain_per_sequence.numpy(), "lengths": spectrum.growth.lengths.numpy()}
+    for layer, part in spectrum.parts.items():
+        found |= {f"{layer.removeprefix('rnn.')}: {name}": values for name, values in figures(part).items()}
+    return found
+
+
 def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
     return torch.allclose(a.double(), b.double(), rtol=0, atol=tolerance, equal_nan=True)
 
@@ -59,19 +95,34 @@ RECORDED = [5, 2, 0]
 """Validation sequences of each rank: none on the last."""
 
 
-def fit_and_tell(rank: int, world: int, counts: list[int], options: dict[str, Any]) -> dict[str, Any]:
+def network(hidden: int) -> nn.GRU:
+    return nn.GRU(3, hidden, num_layers=2, batch_first=True)
+
+
+def fit_and_tell(
+    rank: int, world: int, counts: list[int], options: dict[str, Any], hidden: int = 6, steps: tuple[int, ...] = ()
+) -> dict[str, Any]:
+    """Train on this rank, and tell what was measured and logged.
+
+    Args:
+        rank: This one.
+        world: Ranks there are.
+        counts: Validation sequences of each.
+        options: Of the callback.
+        hidden: Units of each layer.
+        steps: Of the validation sequences of each rank.
+    """
     ours = measuring(**options)
-    model = seeded(lambda: Regressor(nn.GRU(3, 6, num_layers=2, batch_first=True)))
+    model = seeded(lambda: Regressor(network(hidden)))
     stock = EarlyStopping("lyapunov/max", patience=100)
     fit = ddp(world, stock, ours, num_sanity_val_steps=1)
-    fit.fit(model, batches(16, rank), batches(counts[rank], 10 + rank))
+    validation = batches(counts[rank], 10 + rank, steps=steps[rank] if steps else 12)
+    fit.fit(model, batches(16, rank), validation)
     keys = ("lyapunov/", "aelle/")
     return {
         "logged": {key: float(value) for key, value in fit.callback_metrics.items() if key.startswith(keys)},
         "weights": {key: value.numpy() for key, value in model.rnn.state_dict().items()},
-        "exponents": ours.spectrum.exponents.numpy(),
-        "per sequence": ours.spectrum.per_sequence.numpy(),
-        "stderr": ours.spectrum.stderr.numpy(),
+        **figures(ours.spectrum),
         "steps": [m.step for m in ours.history],
         "epochs": fit.current_epoch,
     }
@@ -88,25 +139,45 @@ def test_all_ranks_log_the_spectrum_of_all_their_sequences(world: int, tmp_path:
     assert said[0]["steps"] == [0, 2, 4] and said[1]["steps"] == []  # rank zero keeps the history
     assert {"lyapunov/max", "lyapunov/rnn.l1/max", "aelle/performance"} <= said[0]["logged"].keys()
 
-    rnn = nn.GRU(3, 6, num_layers=2, batch_first=True)
-    rnn.load_state_dict({key: torch.from_numpy(value) for key, value in said[0]["weights"].items()})
-    x = torch.cat([rows(RECORDED[rank], 10 + rank)[0] for rank in range(world)])
-    alone = lyapunov_spectrum(rnn, x, transient=3, dtype=torch.float64, interval=1)
-    assert close(torch.from_numpy(said[0]["exponents"]), alone.exponents, 1e-6)
-    assert close(torch.from_numpy(said[0]["per sequence"]), alone.per_sequence, 1e-6)
-    assert close(torch.from_numpy(said[0]["stderr"]), alone.stderr, 1e-6)
-    assert said[0]["logged"]["lyapunov/max"] == pytest.approx(float(alone.exponents[0]), abs=1e-6)
+    x = [row for rank in range(world) for row in rows(RECORDED[rank], 10 + rank)[0]]
+    assert_is_that_of_one_process(said[0], x, transient=3)
+
+
+def assert_is_that_of_one_process(said: dict[str, Any], x: list[Tensor], hidden: int = 6, **options: Any) -> None:
+    """Everything that a rank tells of the spectrum; its sequences are those of the ranks, one rank after another."""
+    rnn = network(hidden)
+    rnn.load_state_dict({key: torch.from_numpy(value) for key, value in said["weights"].items()})
+    alone = lyapunov_spectrum(rnn, pack_sequence(x, enforce_sorted=False), **CAREFUL, **options)
+    expected = figures(alone)
+    assert expected.keys() <= said.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(said[name], values, rtol=0, atol=1e-6, err_msg=name)
+    features = spectrum_features(alone)
+    logged = {key: said["logged"][key_of(key)] for key in features if key_of(key) in said["logged"]}
+    assert len(logged) > 10
+    assert logged == pytest.approx({key: features[key] for key in logged}, abs=1e-5)
 
 
 def test_sequences_are_shared_out_evenly_as_far_as_they_are_there(tmp_path: Path) -> None:
     said = on_ranks(2, fit_and_tell, tmp_path, [8, 8], {"num_sequences": 6, "transient": 0})
-    x = torch.cat([rows(8, 10 + rank)[0][:3] for rank in range(2)])
-    rnn = nn.GRU(3, 6, num_layers=2, batch_first=True)
-    rnn.load_state_dict({key: torch.from_numpy(value) for key, value in said[0]["weights"].items()})
-    alone = lyapunov_spectrum(rnn, x, dtype=torch.float64, interval=1)
-    assert said[0]["per sequence"].shape[0] == 6 and close(
-        torch.from_numpy(said[0]["exponents"]), alone.exponents, 1e-6
-    )
+    assert said[0]["sequences"] == 6
+    x = [row for rank in range(2) for row in rows(8, 10 + rank)[0][:3]]
+    assert_is_that_of_one_process(said[0], x, transient=0)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "k", "steps"),
+    [(6, None, (40, 12)), (24, 3, (40, 12)), (24, 3, (20, 12))],
+    ids=str,
+)
+def test_ranks_whose_sequences_are_of_different_lengths(
+    hidden: int, k: int | None, steps: tuple[int, int], tmp_path: Path
+) -> None:
+    """Each sequence has its own transient, and as many passes for its growth as it would have in one process."""
+    said = on_ranks(2, fit_and_tell, tmp_path, [3, 4], {"k": k}, hidden, steps)
+    assert all(isinstance(rank, dict) for rank in said), said
+    x = [row for rank, count in enumerate((3, 4)) for row in rows(count, 10 + rank, steps[rank])[0]]
+    assert_is_that_of_one_process(said[0], x, hidden, k=k)
 
 
 @pytest.mark.parametrize(
@@ -117,18 +188,42 @@ def test_shares_worked_by_hand(wanted: int, there_are: list[int], shares: list[i
     assert share_out(wanted, there_are) == shares
 
 
+# ------------------------------------------------------------------ what the scorer is told
+
+
+class Ranks(Regressor):
+    """Logs its rank, reduced over all of them."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.log("rank", float(self.global_rank), on_step=False, on_epoch=True, sync_dist=True)
+        return self.loss(batch)
+
+
+def scored_by_rank(rank: int, world: int) -> tuple[float, list[float | None]]:
+    oracle = Oracle()
+    fit = ddp(world, measuring(scorer=oracle, performance="rank"), limit_val_batches=0)
+    fit.fit(seeded(Ranks), batches(16, rank))
+    return float(fit.callback_metrics["aelle/performance"]), [told["performance"] for told in oracle.told]
+
+
+def test_two_processes_read_the_metric_together(tmp_path: Path) -> None:
+    """A metric is reduced over the ranks when it is read: read by one of them alone, the run would hang.
+
+    What is told is the mean over the ranks; only rank zero scores, after 0, 2 and 4 updates.
+    """
+    said = on_ranks(2, scored_by_rank, tmp_path)
+    assert said == [(pytest.approx(1 / 6), [None, 0.5, 0.5]), (pytest.approx(1 / 6), [])], said
+
+
 # ------------------------------------------------------------------ training is as it was, and ends together
 
 
 def stop_when_chaotic(rank: int, world: int) -> dict[str, Any]:
     stopper = LyapunovEarlyStopping("chaotic", patience=2)
-    model = seeded(lambda: Regressor(nn.RNN(3, 6, batch_first=True), lr=1e-6))
-    with torch.no_grad():
-        for weights in model.rnn.parameters():
-            weights.zero_()
-        model.rnn.weight_hh_l0.copy_(1.5 * torch.eye(6))  # at rest in the origin, where all exponents are ln 1.5
+    model = seeded(lambda: Regressor(nn.RNN(3, 32, batch_first=True), lr=0.0))
+    nn.init.normal_(model.rnn.weight_hh_l0, std=4 / 32**0.5, generator=torch.Generator().manual_seed(0))
     fit = ddp(world, stopper, measuring(), max_epochs=10)
-    fit.fit(model, batches(16, rank), batches(8, 10 + rank))
+    fit.fit(model, batches(16, rank), batches(8, 10 + rank, steps=40))  # long enough for exponents to settle
     return {"epochs": fit.current_epoch, "reason": stopper.reason}
 
 
@@ -163,14 +258,14 @@ class Breaks(Regressor):
 
 
 def with_a_measurement_that_raises(rank: int, world: int, kind: type[BaseException]) -> dict[str, Any]:
-    measure = layers.lyapunov_spectrum
+    measure = layers.measure_layers
 
     def breaks(*args: Any, **kwargs: Any) -> Any:
         if rank == 1:
             raise kind("broken")
         return measure(*args, **kwargs)
 
-    layers.lyapunov_spectrum = breaks
+    layers.measure_layers = breaks
     ours = measuring()
     fit = ddp(world, ours)
     with warnings.catch_warnings(record=True) as caught:
@@ -237,7 +332,7 @@ def test_parameters_sharded_by_fsdp2_are_put_together(tmp_path: Path) -> None:
     rnn = nn.LSTM(3, 6, batch_first=True)
     rnn.load_state_dict({key: torch.tensor(value) for key, value in said[0]["weights"].items()})
     x = torch.cat([rows(4, 10 + rank)[0] for rank in range(2)])
-    alone = lyapunov_spectrum(rnn, x, transient=3, dtype=torch.float64, interval=1)
+    alone = lyapunov_spectrum(rnn, x, transient=3, **CAREFUL)
     assert close(torch.tensor(said[0]["exponents"]), alone.exponents, 1e-6)
     without = on_ranks(2, fit_sharded, tmp_path / "without", False)
     assert [rank["weights"] for rank in without] == [rank["weights"] for rank in said]

@@ -12,16 +12,19 @@ import torch
 from matplotlib.figure import Figure
 
 from lightning_lyapunov.figures import spectrum_over_training
-from lightning_lyapunov.history import History, Measurement
+from lightning_lyapunov.reading.history import History, Measurement
 
 
-def history(*spectra: Sequence[float], steps: Sequence[int] | None = None, stderr: float = 0.01) -> History:
-    """A history of these spectra, ten updates apart."""
+def history(
+    *spectra: Sequence[float], steps: Sequence[int] | None = None, error: float = 0.02, settled: Sequence[bool] = ()
+) -> History:
+    """A history of these spectra, ten updates apart, which have settled unless it is said that they have not."""
     made = History()
     for i, spectrum in enumerate(spectra):
         step = 10 * i if steps is None else steps[i]
-        metrics = {"lyapunov/max": max(spectrum[0], -100.0), "lyapunov/max_stderr": stderr}
-        made.append(Measurement(step, i, torch.tensor(spectrum), metrics))
+        errors = torch.full((len(spectrum),), error)
+        marks = torch.full((len(spectrum),), settled[i] if settled else True)
+        made.append(Measurement(step, i, torch.tensor(spectrum), {}, error=errors, settled=marks))
     return made
 
 
@@ -62,8 +65,8 @@ def test_zero_is_the_middle_of_the_colours() -> None:
     assert blue > red
 
 
-def test_band_is_two_standard_errors_wide() -> None:
-    figure = spectrum_over_training(history([0.5], [0.5], stderr=0.1))
+def test_band_is_the_error_either_way() -> None:
+    figure = spectrum_over_training(history([0.5], [0.5], error=0.2))
     drawn(figure)
     heights = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]
     assert heights.min() == pytest.approx(0.3)
@@ -76,6 +79,16 @@ def test_chaotic_regions_are_marked_one_by_one() -> None:
     spans = [(p.get_x(), p.get_x() + p.get_width()) for p in figure.axes[0].patches]
     assert spans == [(0, 15), (25, 30)]
     assert words(figure) == ["chaotic", "chaotic"]
+
+
+def test_what_has_not_settled_is_hollow_and_never_chaotic() -> None:
+    figure = spectrum_over_training(history([0.1], [0.2], [0.3], settled=[False, True, False]))
+    drawn(figure)
+    assert [p.get_x() for p in figure.axes[0].patches] == [5]
+    (hollow,) = (line for line in figure.axes[0].lines if line.get_label() == "not settled")
+    assert hollow.get_xdata().tolist() == [0, 20] and hollow.get_markerfacecolor() == "white"
+    assert figure.axes[0].get_legend() is not None
+    assert spectrum_over_training(history([0.1], [0.2])).axes[0].get_legend() is None
 
 
 @pytest.mark.parametrize("value", [0.4, -0.4, -math.inf, math.nan])
@@ -115,9 +128,9 @@ def test_number_of_exponents_may_change() -> None:
     assert np.ma.getmaskarray(shown_colours(figure)).tolist() == [[False, False], [False, True], [False, True]]
 
 
-def test_unknown_standard_error_draws_the_line_alone() -> None:
-    assert drawn(spectrum_over_training(history([0.1], [0.2], stderr=math.nan)))
-    assert drawn(spectrum_over_training(history([0.1], [0.2]), prefix="of_another_callback"))
+def test_unknown_error_draws_the_line_alone() -> None:
+    assert drawn(spectrum_over_training(history([0.1], [0.2], error=math.nan)))
+    assert drawn(spectrum_over_training([Measurement(0, 0, torch.tensor([0.1]), {})]))
 
 
 def test_nothing_measured_is_refused() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from made import layer
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -24,7 +25,7 @@ from lightning_lyapunov.figures import (
     spectrum_now,
     spectrum_over_training,
 )
-from lightning_lyapunov.history import History, Measurement, key_of
+from lightning_lyapunov.reading.history import History, Measurement
 
 INF, NAN = math.inf, math.nan
 SAID = {
@@ -38,9 +39,9 @@ SAID = {
 pytestmark = pytest.mark.filterwarnings("error")
 
 
-def measurement(step: int, exponents: Sequence[float], prefix: str = "lyapunov", **known: Any) -> Measurement:
+def measurement(step: int, exponents: Sequence[float], **known: Any) -> Measurement:
     """Exponents with standard errors of 0.01; ``said`` is what the scorer said."""
-    said = {key_of(f"aelle/{name}", prefix): value for name, value in known.pop("said", {}).items()}
+    said = {f"aelle/{name}": value for name, value in known.pop("said", {}).items()}
     stderr = torch.full((len(exponents),), 0.01)
     return Measurement(step, 0, torch.tensor(exponents), said, **{"stderr": stderr, **known})
 
@@ -92,8 +93,8 @@ def test_spectrum_is_drawn_now_and_at_the_first_and_two_between() -> None:
     assert earlier == pytest.approx({"update 0": 0.0, "update 30": -0.3, "update 60": -0.6})
 
 
-def test_band_of_the_spectrum_is_two_standard_errors_either_way() -> None:
-    figure = spectrum_now(history(measurement(0, [0.5, -1.0], stderr=torch.tensor([0.1, 0.2]))))
+def test_band_of_the_spectrum_is_the_error_either_way() -> None:
+    figure = spectrum_now(history(measurement(0, [0.5, -1.0], error=torch.tensor([0.2, 0.4]))))
     band = figure.axes[0].collections[0].get_paths()[0].vertices
     at_second = band[band[:, 0] == 2, 1]
     assert (at_second.min(), at_second.max()) == pytest.approx((-1.4, -0.6))
@@ -108,6 +109,16 @@ def test_exponents_that_are_not_trusted_are_hollow_and_off_the_solid_line() -> N
     assert hollow.get_markerfacecolor() == "white"
     assert "not to be trusted" in written(figure)
     assert "not to be trusted" not in written(spectrum_now(history(measurement(0, [0.1]))))
+
+
+def test_exponents_that_have_not_settled_are_pale() -> None:
+    known = {"trusted": torch.tensor([True, True, False]), "settled": torch.tensor([True, False, False])}
+    figure = spectrum_now(history(measurement(0, [0.1, -1.0, -2.0], **known)))
+    (pale,) = (line for line in figure.axes[0].lines if "not settled" in line.get_label())
+    assert pale.get_ydata().tolist() == [-1.0]  # what is not to be trusted is hollow
+    assert "not settled" in written(figure)
+    for settled in (None, torch.tensor([True])):
+        assert "not settled" not in written(spectrum_now(history(measurement(0, [0.1], settled=settled))))
 
 
 def test_dead_directions_are_counted_and_leave_the_axis_alone() -> None:
@@ -256,7 +267,8 @@ def _scorer_with_codes_of(scorer: AeLLEScorer, size: int) -> AeLLEScorer:
 
 
 def test_layers_are_named_by_what_becomes_of_them() -> None:
-    layers = {"up": [0.5, 0.01], "down": [-0.5, 0.01], "unsure": [0.01, 0.02], "gone": [-INF, NAN], "later": [NAN, NAN]}
+    known = {"up": (0.5, 0.02), "down": (-0.5, 0.02), "unsure": (0.01, 0.04), "gone": (-INF, NAN), "later": (NAN, NAN)}
+    layers = {name: layer(largest, error=error) for name, (largest, error) in known.items()}
     figure = layers_over_training(history(measurement(0, [0.5], layers=layers)))
     assert drawn(figure)
     said = {text.get_text().split("  ")[0]: text for text in figure.axes[0].texts}
@@ -272,7 +284,7 @@ def test_layers_are_named_by_what_becomes_of_them() -> None:
 def test_names_of_layers_do_not_overlap_and_are_not_cut(count: int) -> None:
     """Also where all curves end at one place, and where the names are long."""
     names = [f"encoder.blocks.{i}.recurrent.module.layer" for i in range(count)]
-    layers = {name: [-0.2 + 1e-4 * i, 0.01] for i, name in enumerate(names)}
+    layers = {name: layer(-0.2 + 1e-4 * i) for i, name in enumerate(names)}
     figure = layers_over_training(history(*(measurement(i, [0.5], layers=layers) for i in (0, 9))))
     drawn(figure)
     boxes = sorted((Text.get_window_extent(text) for text in figure.axes[0].texts), key=lambda box: box.y0)
@@ -287,16 +299,18 @@ def test_names_of_layers_do_not_overlap_and_are_not_cut(count: int) -> None:
 # ---------------------------------------------------------------- all of them
 
 
-LAYERS = {"a": [0.3, 0.02], "b": [-INF, NAN]}
+LAYERS = {"a": layer(0.3), "b": layer(-INF, error=NAN)}
 ODD = {
     "one measurement": [measurement(0, [0.1, -1.0], said=SAID, layers=LAYERS, latent=torch.zeros(8))],
-    "one exponent": [measurement(0, [0.1], said=SAID, layers={"a": [-0.2, 0.1]}, latent=torch.zeros(8))],
+    "one exponent": [measurement(0, [0.1], said=SAID, layers={"a": layer(-0.2)}, latent=torch.zeros(8))],
     "two at one step": [measurement(5, [v, -1.0], said=SAID, layers=LAYERS, latent=torch.ones(8)) for v in (0.1, -0.1)],
     "all dead": [measurement(s, [-INF, -INF], said=SAID, layers=LAYERS, latent=torch.zeros(8)) for s in (0, 4)],
-    "all unknown": [measurement(s, [NAN], said=SAID, layers={"a": [NAN, NAN]}, latent=torch.zeros(8)) for s in (0, 4)],
+    "all unknown": [measurement(s, [NAN], said=SAID, layers={"a": layer(NAN)}, latent=torch.zeros(8)) for s in (0, 4)],
     "K changes": [
-        measurement(0, [0.1, -1.0, -3.0], layers={"a": [0.1, 0.1]}, said=SAID, latent=torch.zeros(8)),
-        measurement(3, [0.2], layers={"b": [0.1, NAN]}, said={"performance": 0.3}, latent=torch.full((8,), NAN)),
+        measurement(0, [0.1, -1.0, -3.0], layers={"a": layer(0.1)}, said=SAID, latent=torch.zeros(8)),
+        measurement(
+            3, [0.2], layers={"b": layer(0.1, error=NAN)}, said={"performance": 0.3}, latent=torch.full((8,), NAN)
+        ),
         measurement(9, [0.1, NAN], stderr=torch.tensor([NAN, 0.1]), dimension=40, latent=torch.ones(8)),
     ],
     "an old checkpoint": [
@@ -320,8 +334,8 @@ def test_only_figures_with_data_are_made(bank: LatentMap) -> None:
     assert figures_of(History(), bank) == {}
 
 
-def test_prefix_of_the_history_finds_its_metrics() -> None:
-    made = history(measurement(0, [0.1], prefix="mine", said=SAID), prefix="mine")
+def test_figures_of_another_prefix_are_found_by_the_same_names() -> None:
+    made = history(measurement(0, [0.1], said=SAID), prefix="mine")
     np.testing.assert_allclose(lines(figures_of(made)["prediction"])["predicted"], [0.6])
 
 
@@ -334,7 +348,7 @@ def test_a_long_run_of_a_large_network_makes_small_pictures(bank: LatentMap) -> 
             100 * i,
             torch.linspace(0.2, -9.0, 512).tolist(),
             said={**SAID, "familiarity": 0.5 + 0.5 * math.sin(i / 9)},
-            layers={f"block.{j}": [0.1 * (j - 6) * i / 256, 0.01] for j in range(12)},
+            layers={f"block.{j}": layer(0.1 * (j - 6) * i / 256) for j in range(12)},
             trusted=torch.arange(512) < 300,
             latent=torch.randn(8, generator=generator) * 0.05 * i,
             reached=i / 256,

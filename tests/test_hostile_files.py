@@ -26,7 +26,7 @@ from lightning_lyapunov.aelle import scorer as scorers
 from lightning_lyapunov.bank import records
 from lightning_lyapunov.bank.records import Bank, collect, read_record, write_record
 from lightning_lyapunov.cli.reading import array_of, history_of, loaded, spectrum_of
-from lightning_lyapunov.history import History, Measurement
+from lightning_lyapunov.reading.history import History, Measurement
 
 WEIGHTS = Path(scorers.__file__).parent / "weights" / "general.safetensors"
 BANK = records.SHIPPED
@@ -490,7 +490,8 @@ SPECTRUM = {
     [
         {"sequences": -1}, {"sequences": "many"}, {"sequences": 10**30}, {"dtype": "nn"}, {"stderr": [0.0]},
         {"dimension": 1}, {"exponents": [[0.1], 0.2]}, {"exponents": {}}, {"trusted": "yes"}, {"interval": None},
-        {"volume_rate": []}, {"exponents": [10**400, 0]},
+        {"volume_rate": []}, {"exponents": [10**400, 0]}, {"error": [0.0]}, {"error": None}, {"settled": [True]},
+        {"settled": "yes"},
     ],
 )  # fmt: skip
 def test_hostile_spectra_are_refused_in_one_line(change: dict[str, Any], tmp_path: Path) -> None:

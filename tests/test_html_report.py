@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from made import layer
 
 from lightning_lyapunov import report
-from lightning_lyapunov.diagnosis import Finding
-from lightning_lyapunov.history import History, Measurement
+from lightning_lyapunov.reading import Finding, History, Measurement
 from lightning_lyapunov.report import ROWS, write_report
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -52,13 +52,14 @@ class Page(HTMLParser):
         return [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr.*?</tr>", body, re.DOTALL)]
 
 
-def history(largest: Sequence[float], *, size: int = 6, stderr: float = 0.01, **known: object) -> History:
+def history(largest: Sequence[float], *, size: int = 6, error: float = 0.01, **known: object) -> History:
     """A run with these largest exponents, ten updates apart; what else is known of each measurement."""
     made = History()
     for i, top in enumerate(largest):
         exponents = torch.linspace(0, -2, size) + top
-        metrics = {"lyapunov/max": max(top, -100.0), "lyapunov/max_stderr": stderr, "lyapunov/seconds": 0.25}
-        made.append(Measurement(10 * i, i, exponents, metrics, **known))  # type: ignore[arg-type]
+        errors, settled = torch.full((size,), error), torch.ones(size, dtype=torch.bool)
+        known = {"error": errors, "settled": settled, **known}
+        made.append(Measurement(10 * i, i, exponents, {"seconds": 0.25}, **known))  # type: ignore[arg-type]
     return made
 
 
@@ -70,7 +71,6 @@ def scored(count: int) -> History:
         scores |= {"failure_probability": 0.1, "takeoff_probability": 0.8, "stability": 0.9, "familiarity": 0.8}
         metrics = {
             "max": -0.1,
-            "max_stderr": 0.02,
             "near_zero_fraction": 0.25,
             "unstable_fraction": 0.0,
             "seconds": 0.5,
@@ -81,12 +81,18 @@ def scored(count: int) -> History:
                 step=10 * i,
                 epoch=i,
                 exponents=torch.linspace(-0.1, -2, 8),
-                metrics={f"lyapunov/{k}": v for k, v in metrics.items()} | {f"aelle/{k}": v for k, v in scores.items()},
-                stderr=torch.full((8,), 0.02),
+                metrics=metrics | {f"aelle/{k}": v for k, v in scores.items()},
+                stderr=torch.full((8,), 0.01),
+                error=torch.full((8,), 0.02),
+                settled=torch.ones(8, dtype=torch.bool),
+                growth=torch.tensor([1.0]),
+                gain=-1.0,
+                gain_error=0.1,
+                growth_steps=64.0,
                 trusted=torch.ones(8, dtype=torch.bool),
                 dimension=8,
                 length=64,
-                layers={"below": [-0.1, 0.02], "<i>above</i>": [-0.4, 0.02]},
+                layers={"below": layer(-0.1, -1.0), "<i>above</i>": layer(-0.4, -9.0)},
                 latent=torch.zeros(8),
                 reached=0.4,
             )
@@ -142,7 +148,7 @@ def test_meaning_comes_first_and_in_words(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_chaotic_run_is_told_so(tmp_path: Path) -> None:
-    page = written(tmp_path, history([0.1, 0.2, 0.3], length=64))
+    page = written(tmp_path, history([0.1, 0.2, 0.3], length=64, gain=3.0, gain_error=0.1))
     assert "Warning" in page.text.partition("Figures")[0]
 
 
@@ -185,7 +191,8 @@ def test_short_tables_are_whole(tmp_path: Path) -> None:
 def test_row_says_what_was_measured(tmp_path: Path) -> None:
     (row,) = written(tmp_path, scored(1)).rows
     assert row == [
-        "0", "0", "−0.100 ± 0.020", "25 %", "0 %", "0.0", "10.0", "0.70 (0.50 to 0.90)", "0.40", "100 %", "0.50",
+        "0", "0", "−0.100 ± 0.020", "yes", "× 1/2.7", "× 2.7", "25 %", "0 %", "0.0", "10.0",
+        "0.70 (0.50 to 0.90)", "0.40", "100 %", "0.50",
     ]  # fmt: skip
 
 
@@ -198,21 +205,34 @@ def test_pictures_of_one_measurement(tmp_path: Path, made: History) -> None:
 def test_one_measurement_without_scores(tmp_path: Path, largest: float, shown: str) -> None:
     """What is not known is a dash, never a number."""
     (row,) = written(tmp_path, history([largest], size=2)).rows
-    assert row == ["0", "0", shown, "–", "–", "–", "–", "–", "–", "–", "0.25"]
+    assert row == ["0", "0", shown, "yes", *["–"] * 9, "0.25"]
 
 
 def test_only_what_is_beyond_its_error_is_marked_chaotic(tmp_path: Path) -> None:
-    page = written(tmp_path, history([0.15, 0.25], stderr=0.1))
+    page = written(tmp_path, history([0.15, 0.25], error=0.2))
     assert [row.get("class") for row in page.all("tr")[1:3]] == [None, "chaotic"]
 
 
-def test_another_prefix(tmp_path: Path) -> None:
+def test_what_has_not_settled_is_told_and_not_marked_chaotic(tmp_path: Path) -> None:
+    page = written(tmp_path, history([0.25], settled=torch.zeros(6, dtype=torch.bool)))
+    assert page.rows[0][3] == "no" and [row.get("class") for row in page.all("tr")[1:2]] == [None]
+    assert "nats per step, not settled" in page.text
+
+
+def test_summary_tells_what_happens_to_a_gradient(tmp_path: Path) -> None:
+    """Oracle: e^-1 = 1/2.7 and e^1 = 2.7; the horizon is at least what the error of the gain leaves."""
+    page = written(tmp_path, scored(1))
+    assert "× 1/2.7" in page.text and "at most × 2.7, over your 64 steps" in page.text
+    made = history([0.0], gain=0.1, gain_error=0.4, growth_steps=64.0, length=64)
+    made[0].metrics["gradient_horizon"] = 160.0
+    assert written(tmp_path, made).rows[0][9] == "at least 160"
+
+
+def test_of_an_older_version_the_error_is_two_standard_errors(tmp_path: Path) -> None:
     made = History("teacher")
-    made.append(
-        Measurement(3, 0, torch.tensor([0.25]), {"teacher/max_stderr": 0.125, "teacher/aelle/performance": 0.5})
-    )
+    made.append(Measurement(3, 0, torch.tensor([0.25]), {"max_stderr": 0.125, "aelle/performance": 0.5}))
     (row,) = written(tmp_path, made).rows
-    assert (row[2], row[7]) == ("+0.250 ± 0.125", "0.50")
+    assert (row[2], row[3], row[10]) == ("+0.250 ± 0.250", "–", "0.50")
 
 
 def test_settings_are_flattened_and_cut(tmp_path: Path) -> None:
@@ -231,7 +251,7 @@ def test_longest_history_stays_under_two_megabytes(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     for i in range(300):
         exponents = torch.randn(256, generator=generator).sort(descending=True).values
-        made.append(Measurement(i, i, exponents, {"lyapunov/max": float(exponents[0])}, stderr=exponents.abs() / 9))
+        made.append(Measurement(i, i, exponents, {"max": float(exponents[0])}, stderr=exponents.abs() / 9))
     assert write_report(made, tmp_path / "page.html").stat().st_size < 2e6
 
 

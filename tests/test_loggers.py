@@ -23,22 +23,10 @@ from wandb.proto import wandb_internal_pb2
 
 from lightning_lyapunov import LyapunovSpectrumCallback
 from lightning_lyapunov.loggers.trackers import log_histogram
+from lightning_lyapunov.names import MEASURED, key_of
 
 HIDDEN, BATCHES = 4, 4  # batches an epoch
-KEYS = {
-    "max",
-    "max_stderr",
-    "mean",
-    "near_zero_fraction",
-    "unstable_fraction",
-    "kaplan_yorke_dimension",
-    "kolmogorov_sinai_entropy",
-    "gradient_horizon",
-    "stability_margin",
-    "trusted_fraction",
-    "floored",
-    "seconds",
-}
+KEYS = {*MEASURED} - {"overhead"}
 LATER = KEYS | {"overhead"}  # once there has been training to compare with
 EPOCH_ENDS = [3, 7]  # where Lightning puts self.log of an epoch's end
 
@@ -144,7 +132,7 @@ def test_tensorboard_has_every_key_at_the_steps_of_the_users_own(tmp_path: Path,
     assert set(ours) == LATER
     for key, points in ours.items():
         assert list(points) == ([*EPOCH_ENDS] if key == "overhead" else [0, *EPOCH_ENDS])
-        measured = [m.metrics[f"lyapunov/{key}"] for m in monitor.history if f"lyapunov/{key}" in m.metrics]
+        measured = [m.metrics[key] for m in monitor.history if key in m.metrics]
         assert list(points.values()) == pytest.approx(measured, rel=1e-5, abs=1e-6)
     assert_histogram(accumulator, [0, *EPOCH_ENDS], 2 * HIDDEN)
 
@@ -300,9 +288,9 @@ def test_wandb_file_has_scalars_and_histogram_on_the_users_axis(
     assert [row["trainer/global_step"] for row in with_max] == [0, *EPOCH_ENDS]
     for row, measurement in zip(with_max, monitor.history, strict=True):
         ours = {key: value for key, value in row.items() if key.startswith("lyapunov/") and key != "lyapunov/spectrum"}
-        expected = {key: pytest.approx(value, rel=1e-5, abs=1e-6) for key, value in measurement.metrics.items()}
-        assert ours == expected
-        assert set(measurement.metrics) == {f"lyapunov/{key}" for key in (LATER if measurement.step else KEYS)}
+        found = {key_of(name): pytest.approx(value, rel=1e-5, abs=1e-6) for name, value in measurement.metrics.items()}
+        assert ours == found
+        assert set(measurement.metrics) == (LATER if measurement.step else KEYS)
     drawn = [row for row in rows if "lyapunov/spectrum" in row]
     assert [row["trainer/global_step"] for row in drawn] == [0, *EPOCH_ENDS]
     for row in drawn:
@@ -359,7 +347,7 @@ def test_mlflow_has_scalars_pictures_and_a_table_on_the_users_axis(
     assert [step for step, _ in mlflow_points(logger, "val_loss" if validate else "train_loss")] == EPOCH_ENDS
     for key in LATER:
         steps = EPOCH_ENDS if key == "overhead" else [0, *EPOCH_ENDS]
-        expected = [m.metrics[f"lyapunov/{key}"] for m in monitor.history if f"lyapunov/{key}" in m.metrics]
+        expected = [m.metrics[key] for m in monitor.history if key in m.metrics]
         found = mlflow_points(logger, f"lyapunov/{key}")
         assert [step for step, _ in found] == steps
         assert [value for _, value in found] == pytest.approx(expected, rel=1e-5, abs=1e-6)
@@ -370,7 +358,7 @@ def test_mlflow_has_scalars_pictures_and_a_table_on_the_users_axis(
     header, *rows = csv.reader(Path(table).read_text(encoding="utf-8").splitlines())
     assert header[:4] == ["update", "epoch", "skill so far", "lyapunov/max"]
     assert [int(row[0]) for row in rows] == [m.step for m in monitor.history]
-    assert [float(row[3]) for row in rows] == [m.metrics["lyapunov/max"] for m in monitor.history]
+    assert [float(row[3]) for row in rows] == [m.metrics["max"] for m in monitor.history]
 
 
 # ---------------------------------------------------------------- both packages of Lightning
@@ -443,7 +431,7 @@ def test_csv_has_one_row_for_each_measurement(tmp_path: Path, validate: bool) ->
     assert [int(float(row["epoch"])) for row in ours] == [0, 0, 1]
     assert {column for column in rows[0] if column.startswith("lyapunov/")} == {f"lyapunov/{key}" for key in LATER}
     assert [float(row["lyapunov/max"]) for row in ours] == pytest.approx(
-        [m.metrics["lyapunov/max"] for m in monitor.history], rel=1e-5
+        [m.metrics["max"] for m in monitor.history], rel=1e-5
     )
     for row in ours[1:]:
         assert row["val_loss" if validate else "train_loss"] or validate  # beside the user's own, where it can be
@@ -506,7 +494,7 @@ def test_every_logger_is_served(tmp_path: Path) -> None:
 def test_without_a_logger_monitors_are_still_fed(tmp_path: Path, validate: bool) -> None:
     run, monitor = fitted(tmp_path, False, validate=validate)
     assert [m.step for m in monitor.history] == [0, 4, 8]
-    assert float(run.callback_metrics["lyapunov/max"]) == pytest.approx(monitor.history[-1].metrics["lyapunov/max"])
+    assert float(run.callback_metrics["lyapunov/max"]) == pytest.approx(monitor.history[-1].metrics["max"])
     assert {f"lyapunov/{key}" for key in LATER} <= set(run.callback_metrics)
 
 

@@ -19,11 +19,12 @@ import pytest
 import torch
 from fits import Recorder, Regressor, Varied, loader, trainer
 from lightning.pytorch import callbacks as of_lightning
-from test_isolation import precision
+from switches import precision
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_lyapunov import LyapunovEarlyStopping, LyapunovSpectrumCallback, layers, tangent
+from lightning_lyapunov import LyapunovEarlyStopping, LyapunovSpectrumCallback, layers
+from lightning_lyapunov.engine import tangent
 from lightning_lyapunov.stopping import CONDITIONS
 
 pytestmark = pytest.mark.filterwarnings(
@@ -48,6 +49,7 @@ FACTORS: dict[str, Sequence[Any]] = {
     "clip": [None, 0.05],
     "measurement": ["works", "raises"],
     "pictures": [False, True],
+    "growth": [None, 0],
 }
 """What runs differ in, and how."""
 Case = dict[str, Any]
@@ -115,6 +117,7 @@ def run(
         chunks=case["chunks"],
         accumulate=case["accumulate"],
         clip=case["clip"],
+        hidden=case.get("hidden", 6),
     )
     averaging = [] if case["averaging"] == "none" else [of_lightning.EMAWeightAveraging(decay=0.5)]
     behind = averaging if case["averaging"] == "after ours" else []
@@ -194,14 +197,15 @@ def _bits(values: Tensor) -> bytes:
 
 def ours(case: Case, path: Path) -> list[pl.Callback]:
     """All that this package brings to a run, with a stopper that never stops."""
-    dressed = {"figures": 3, "report": str(path)} if case["pictures"] else {"figures": None}
+    dressed = {"figures": 99, "report": str(path)} if case["pictures"] else {"figures": None}
     never = LyapunovEarlyStopping(CONDITIONS, monitor="lyapunov/max", patience=10**6, before_training=True)
-    return [LyapunovSpectrumCallback(max_overhead=None, k=None, prog_bar=True, **dressed), never]
+    whole = {"max_overhead": None, "k": None, "growth": case["growth"], "prog_bar": True}
+    return [LyapunovSpectrumCallback(**whole, **dressed), never]
 
 
 def break_off(monkeypatch: pytest.MonkeyPatch, error: BaseException, measurement: int = 1) -> None:
     """Let a measurement fail in the middle: when its second interval is reorthonormalised."""
-    measure, times = layers.lyapunov_spectrum, {"measured": 0, "factorised": 0}
+    measure, times = layers.measure_layers, {"measured": 0, "factorised": 0}
 
     def counts(*args: Any, **kwargs: Any) -> Any:
         times.update(measured=times["measured"] + 1, factorised=0)
@@ -216,7 +220,7 @@ def break_off(monkeypatch: pytest.MonkeyPatch, error: BaseException, measurement
 
         return breaks
 
-    monkeypatch.setattr(layers, "lyapunov_spectrum", counts)
+    monkeypatch.setattr(layers, "measure_layers", counts)
     for name in ("by_householder", "by_blocks"):
         monkeypatch.setattr(tangent, name, breaking(getattr(tangent, name)))
 
@@ -239,6 +243,7 @@ def compare(case: Case, path: Path, monkeypatch: pytest.MonkeyPatch, accelerator
     assert len(measuring.history) + raises == (5 if case["validation"] == "within epochs" else 3)
     assert sum("in the middle of it" in str(warning.message) for warning in told) == raises
     assert all(map(math.isfinite, measuring.history.values("aelle/performance")))
+    assert all(("gradient_gain" in m.metrics) == (case["growth"] is None) for m in measuring.history)
     assert bool(logger.pictures) == case["pictures"] == (path / "lyapunov.html").exists()
 
 
@@ -269,6 +274,15 @@ def test_nothing_tells_whether_it_was_there_in_any_mixture(
 
 PLAIN: Case = {name: levels[0] for name, levels in FACTORS.items()}
 BUSY: Case = {**PLAIN, "front": "dropout", "data": "shuffled", "frozen": True}
+
+
+@pytest.mark.parametrize("cell", ["LSTM", "loop"])
+def test_passes_along_a_large_state_leave_nothing(cell: str) -> None:
+    """Of few of many directions growth takes several passes, forward and back; of a stack also those of the whole."""
+    case = {**BUSY, "cell": cell, "hidden": 16}
+    measuring = LyapunovSpectrumCallback(k=2, max_overhead=None, figures=None)
+    assert differences(run(case), run(case, measuring)) == []
+    assert len(measuring.history) == 3 and all("gradient_gain" in m.metrics for m in measuring.history)
 
 
 class Raises(pl.Callback):

@@ -5,6 +5,7 @@ The oracle is the uninterrupted run, with a clock that only training and measuri
 
 import copy
 import io
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,7 +26,10 @@ from torch import nn
 
 from lightning_lyapunov import LyapunovEarlyStopping, LyapunovSpectrumCallback, layers, lyapunov_spectrum
 from lightning_lyapunov.budget import Plan
-from lightning_lyapunov.history import History, Measurement
+from lightning_lyapunov.figures import figures_of
+from lightning_lyapunov.reading.history import History, Measurement
+from lightning_lyapunov.reading.rules import findings
+from lightning_lyapunov.report import write_report
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*num_workers.*", "ignore:.*log_every_n_steps.*", "ignore:.*LeafSpec.*", "ignore:.*val_dataloader.*",
@@ -60,14 +64,14 @@ class Works(pl.Callback):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Training takes a second a batch, a measurement one in proportion to its work."""
-    clock, measure = Clock(), layers.lyapunov_spectrum
+    clock, measure = Clock(), layers.measure_layers
 
     def takes_time(*args: Any, **kwargs: Any) -> Any:
-        spectrum = measure(*args, **kwargs)
-        clock.now += spectrum.per_sequence.numel() / 256
-        return spectrum
+        tallies = measure(*args, **kwargs)
+        clock.now += sum(part.log[0].numel() for tally in tallies.values() for part in tally.parts.values()) / 256
+        return tallies
 
-    monkeypatch.setattr(layers, "lyapunov_spectrum", takes_time)
+    monkeypatch.setattr(layers, "measure_layers", takes_time)
     monkeypatch.setattr(time, "perf_counter", clock)
     return clock
 
@@ -251,7 +255,7 @@ def test_a_warm_start_begins_cold_after_a_resume(tmp_path: Path) -> None:
     )
     resumed = LyapunovSpectrumCallback(**options)
     trainer(resumed).fit(model, loader(), loader(), ckpt_path=tmp_path / "epoch=0.ckpt")
-    by_hand = lyapunov_spectrum(model.rnn, x, transient=3)
+    by_hand = lyapunov_spectrum(model.rnn, x)
     assert [m.step for m in resumed.history] == [0, 4, 8]
     assert torch.equal(resumed.history[-1].exponents, by_hand.exponents.float())
 
@@ -320,6 +324,87 @@ STATES: dict[str, tuple[Callable[[dict[str, Any]], None], list[str], list[int]]]
     "renamed": (with_other_names, ["state has no history", "record of state is not known"], [12, 16]),
     "foreign": (of_somebody_else, ["no history", "no measuring_seconds", "no costs", "best of state"], [12, 16]),
 }
+
+
+# Of version 0.1, two layers and k=2, digits cut off: its metrics had the names that they are logged under, and it knew
+# neither growth, nor whether exponents had settled, nor an error beside the standard error.
+OLD_METRICS = {
+    "lyapunov/max": -0.4427,
+    "lyapunov/max_stderr": 0.0115,
+    "lyapunov/near_zero_fraction": 0.0,
+    "lyapunov/unstable_fraction": 0.0,
+    "lyapunov/kaplan_yorke_dimension": 0.0,
+    "lyapunov/kolmogorov_sinai_entropy": 0.0,
+    "lyapunov/gradient_horizon": 2.2589,
+    "lyapunov/stability_margin": 0.4197,
+    "lyapunov/trusted_fraction": 1.0,
+    "lyapunov/floored": 0.0,
+    "lyapunov/rnn.l0/max": -0.4427,
+    "lyapunov/rnn.l1/max": -0.4514,
+    "lyapunov/seconds": 0.023,
+    "lyapunov/overhead": 1.2436,
+    "aelle/performance": 0.9934,
+    "aelle/failure_probability": 0.0112,
+    "aelle/familiarity": 0.375,
+}
+OLD_STATE = {
+    "history": {
+        "seen": 2,
+        "stride": 1,
+        "measurements": [
+            {
+                "step": step,
+                "epoch": 0,
+                "exponents": torch.tensor([-0.4427, -0.4514]),
+                "metrics": OLD_METRICS,
+                "stderr": torch.tensor([0.0115, 0.0026]),
+                "trusted": torch.tensor([True, True]),
+                "dimension": 12,
+                "length": 12,
+                "layers": {"rnn.l0": [-0.4427, 0.0115], "rnn.l1": [-0.4514, 0.0026]},
+                "latent": torch.tensor([0.3006, -1.3585, -0.6231, -1.2568, 0.5351, -0.3593, -1.5260, -0.8919]),
+                "reached": reached,
+            }
+            for step, reached in ((0, None), (4, 0.7645))
+        ],
+    },
+    "measuring_seconds": 0.0464,
+    "training_seconds": 0.0615,
+    "costs": [[16, 2, 0.023]],
+}
+
+
+@pytest.mark.parametrize("prefix", ["lyapunov", "encoder"])
+def test_a_checkpoint_of_the_version_before_this_one_resumes(prefix: str, tmp_path: Path) -> None:
+    """With its history under today's names; the run is read and drawn as a whole."""
+    options: dict[str, Any] = {"k": 2, "prefix": prefix, "max_overhead": None, "figures": None}
+    model, first = Regressor(nn.GRU(3, 6, 2, batch_first=True)), LyapunovSpectrumCallback(**options)
+    fit = trainer(first, max_epochs=1)
+    fit.fit(model, loader(), loader())
+    fit.save_checkpoint(tmp_path / "c.ckpt")
+    checkpoint = torch.load(tmp_path / "c.ckpt", weights_only=True)
+    assert first.state_key == f"LyapunovSpectrumCallback{{'prefix': '{prefix}', 'module': None}}"
+    state = copy.deepcopy(OLD_STATE)
+    for old in state["history"]["measurements"]:
+        if prefix != "lyapunov":
+            scored = {f"{prefix}/{key}": v for key, v in old["metrics"].items() if key.startswith("aelle")}
+            ours = {key.replace("lyapunov/", f"{prefix}/"): v for key, v in old["metrics"].items() if key[0] == "l"}
+            old["metrics"] = ours | scored
+    checkpoint["callbacks"][first.state_key] = state
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+
+    ours, stopper = LyapunovSpectrumCallback(**options), LyapunovEarlyStopping("chaotic", patience=9, prefix=prefix)
+    with pytest.warns(UserWarning, match="another version of this package .*a measurement has no growth"):
+        trainer(ours, stopper, max_epochs=2).fit(model, loader(), loader(), ckpt_path=tmp_path / "old.ckpt")
+    assert [m.step for m in ours.history] == [0, 4, 8]
+    old, new = ours.history[1], ours.history[2]
+    assert old.metrics == {key.removeprefix("lyapunov/"): value for key, value in OLD_METRICS.items()}
+    assert old.metrics.keys() < new.metrics.keys() and old.reached == 0.7645
+    assert ours.history.values("max")[1] == -0.4427 and math.isnan(ours.history.values("gradient_gain")[1])
+    assert torch.equal(old.error, 2 * old.stderr) and old.layer("rnn.l1").error.item() == pytest.approx(0.0052)
+    assert {"spectrum", "training", "layers"} <= figures_of(ours.history).keys()
+    page = write_report(ours.history, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "rnn.l1" in page and findings(ours.history)
 
 
 @pytest.mark.parametrize("kind", STATES)
@@ -402,17 +487,24 @@ def measured(step: int, size: int, layers: int = 1, keys: int = 20) -> Measureme
     """As the callback makes them: with all fields, and each key a string of its own."""
     top = -step / 7
     names = [f"encoder.blocks.{i}.rnn" for i in range(layers)] if layers > 1 else []
-    metrics = {f"lyapunov/{name}": top for name in ("max", *(f"key_{i}" for i in range(keys)))}
+    metrics = {name: top for name in ("max", *(f"key_{i}" for i in range(keys)))}
     return Measurement(
         step,
         step // 4,
         torch.linspace(0, -1, size),
-        metrics | {f"lyapunov/{name}/max": top for name in names},
+        metrics | {f"{name}/max": top for name in names},
         stderr=torch.full((size,), 0.1),
+        error=torch.full((size,), 0.2),
+        settled=torch.ones(size, dtype=torch.bool),
         trusted=torch.ones(size, dtype=torch.bool),
         dimension=size,
         length=12,
-        layers={name: [top, 0.1] for name in names},
+        growth=torch.full((8,), top),
+        growth_error=torch.full((8,), 0.1),
+        gain=top,
+        gain_error=0.1,
+        growth_steps=12.0,
+        layers={name: [top, 0.1, 1.0, 12 * top, 0.5, 12 * top] for name in names},
         latent=torch.zeros(64)[:16],
         reached=0.5,
     )
@@ -433,7 +525,7 @@ def test_a_view_is_saved_without_what_it_is_a_view_of() -> None:
 @pytest.mark.parametrize(
     ("count", "size", "layers", "keys"),
     [
-        *[(10**5, 32, 1, 20), (10**5, 1024, 4, 20), (10**5, 32, 64, 20)],
+        *[(10**5, 32, 1, 20), (20_000, 1024, 4, 20), (20_000, 32, 64, 20)],
         *[(1000, 1, 1, 20), (1000, 256, 1, 20), (1000, 300, 2, 20), (1000, 8192, 1, 20)],
         *[(1000, 32, 1, 500), (1000, 600, 300, 40)],
     ],

@@ -2,11 +2,7 @@
 
 import csv
 import math
-import os
 import pickle
-import subprocess
-import sys
-import textwrap
 import warnings
 from importlib.resources import files
 from pathlib import Path
@@ -463,49 +459,3 @@ def test_the_general_scorer_scores_a_run() -> None:
         assert 0 <= metrics[f"aelle/{key}"] <= 1
         assert metrics[f"aelle/{key}"] == pytest.approx(getattr(by_hand, field), abs=1e-5)
     assert all(f"aelle/{key}" in ours.history[0].metrics for key in KEYS)
-
-
-# ------------------------------------------------------------------ several devices
-
-
-def test_two_processes_read_the_metric_together(tmp_path: Path) -> None:
-    """A metric is reduced over the ranks when it is read: read by one of them alone, the run would hang."""
-    script = tmp_path / "ddp.py"
-    script.write_text(
-        textwrap.dedent("""
-        import sys
-        from datetime import timedelta
-        from fits import Regressor, loader
-        from test_scoring import Oracle
-        import lightning.pytorch as pl
-        import torch.distributed
-        from lightning.pytorch.strategies import DDPStrategy
-        from lightning_lyapunov import LyapunovSpectrumCallback
-
-        class Ranks(Regressor):
-            def training_step(self, batch, batch_idx):
-                self.log("rank", float(self.global_rank), on_step=False, on_epoch=True, sync_dist=True)
-                return self.loss(batch)
-
-        if __name__ == "__main__":
-            strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=60))
-            oracle = Oracle()
-            ours = LyapunovSpectrumCallback(scorer=oracle, performance="rank", max_overhead=None)
-            fit = pl.Trainer(max_epochs=2, accelerator="cpu", devices=2, strategy=strategy, logger=False,
-                             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-                             limit_val_batches=0, callbacks=[ours])
-            fit.fit(Ranks(), loader())
-            with open(f"{sys.argv[1]}/rank{fit.global_rank}", "w") as file:
-                told = [t["performance"] for t in oracle.told]
-                print(round(float(fit.callback_metrics["aelle/performance"]), 4), told, file=file)
-            torch.distributed.barrier()
-            torch.distributed.destroy_process_group()
-        """)
-    )
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__), "MASTER_ADDR": "127.0.0.1"}
-    command = [sys.executable, str(script), str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    both = [tmp_path / f"rank{rank}" for rank in (0, 1)]
-    assert all(file.exists() for file in both), done.stderr[-2000:]
-    # The mean over the ranks; only rank zero scores, after 0, 2 and 4 updates.
-    assert [file.read_text().strip() for file in both] == ["0.1667 [None, 0.5, 0.5]", "0.1667 []"]

@@ -64,6 +64,7 @@ def test_the_optuna_example_trains_the_best_predicted_alone(tmp_path: Path) -> N
     assert lines[-1].startswith(f"Best: {best:.1f}%")
 
 
+@pytest.mark.slow  # half of it is Ray's own start; what it does beside is a fit
 def test_the_ray_example_runs_on_this_machine(tmp_path: Path) -> None:
     pytest.importorskip("ray.tune", reason="Ray Tune, of the extra ray, is not installed")
     head, *rows = run("ray_tune.py", "--quick", cwd=tmp_path).splitlines()

@@ -25,8 +25,8 @@ from lightning_lyapunov.aelle.heads import (
     predicted_performance,
     without_spectrum,
 )
+from lightning_lyapunov.engine.spectrum import LyapunovSpectrum
 from lightning_lyapunov.files import reading, require, write_tensors
-from lightning_lyapunov.spectrum import LyapunovSpectrum
 
 FORMAT = "lightning_lyapunov.aelle/1"
 STRANGE = 0.1

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lightning_lyapunov.bank.cells import CELLS, Cell, Weights, initial_weights
 from lightning_lyapunov.bank.tasks import TASKS, Batch, Task, loss, metric
-from lightning_lyapunov.spectrum import lyapunov_spectrum
+from lightning_lyapunov.engine.measure import lyapunov_spectrum
 
 CHECKPOINTS = (0, 10, 40, 80, 160, 320, 560, 800)
 """Updates after which spectrum and metrics are taken; 40 updates of 32 sequences are called an epoch."""
@@ -174,7 +174,7 @@ def run(population: Population) -> dict[str, Any]:
 def measure(module: nn.Module, inputs: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """A network's spectrum on ``inputs`` ``(T, B, I)`` and its standard errors, both ``(D,)``; NaN if it fails."""
     try:
-        spectrum = lyapunov_spectrum(module, inputs, transient=min(32, len(inputs) // 4))
+        spectrum = lyapunov_spectrum(module, inputs, transient=min(32, len(inputs) // 4), growth=0)
     except ValueError:  # weights or states that are no longer finite
         return torch.full((size,), math.nan), torch.full((size,), math.nan)
     return spectrum.exponents.float(), spectrum.stderr.float()

@@ -533,6 +533,8 @@ def card(scorer: AeLLEScorer, weights: Path, in_short: list[str], by_family: Eva
         "Small networks (16 to 128 units), short sequences (12 to 64 steps), Adam with clipping, 800 updates of 32 "
         "sequences. Other kinds of cell, sizes far outside and spectra unlike the bank's get a low familiarity and a "
         f"wide interval; below a familiarity of {STRANGE:g} predictions fade to those of an average network.",
+        "",
+        "The bank's spectra are whole, of 8 sequences of up to 64 steps, a quarter of them, at most 32, to settle.",
     ]
     return "\n".join(lines) + "\n"
 

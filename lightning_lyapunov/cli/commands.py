@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
 
-from lightning_lyapunov.cli.measuring import measured
+from lightning_lyapunov.capture.finding import find_layers
+from lightning_lyapunov.capture.probe import driven_by
 from lightning_lyapunov.cli.reading import array_of, existing, history_of, loaded, network_of, scorer_of, spectrum_of
-from lightning_lyapunov.cli.writing import facts_of, plain, table_of, tell, write, write_figure
-from lightning_lyapunov.probe import find_layers
+from lightning_lyapunov.cli.writing import facts_of, one_line, plain, table_of, tell, write, write_figure
+from lightning_lyapunov.engine.measure import Driven, measure_layers, union_of_layers
+from lightning_lyapunov.engine.settings import Settings
 
 SCORES = {
     "performance": "predicted final skill",
@@ -41,6 +44,7 @@ def spectrum(
     transient: int | None = None,
     interval: int | None = None,
     dtype: Literal["float32", "float64"] | None = None,
+    growth: int | None = None,
     format: Literal["table", "json", "figure"] = "table",
     output: Path | None = None,
     trust_pickle: bool = False,
@@ -56,9 +60,10 @@ def spectrum(
         module: Name of the recurrent layer, or a list of them; all that torch knows if left out.
         feed: Whether the inputs go through the model, and so reach the layer as in training, or to the layer itself.
         k: Number of leading exponents; the whole spectrum if left out.
-        transient: Steps that settle and do not count; a quarter, at most 32, if left out.
+        transient: Steps that settle and do not count for the exponents; half of them, at most 64, if left out.
         interval: Steps between reorthonormalisations; chosen by the precision law if left out.
         dtype: Arithmetic of the tangent vectors; chosen by the precision law if left out.
+        growth: Leading singular values over the whole sequence; 8 if left out, 0 for none.
         format: A table for people, JSON for programs, a figure (PNG).
         output: Where to write it; standard output if left out.
         trust_pickle: Let the file run code while it is read, as pickles do. Only for files whose origin you trust.
@@ -70,7 +75,8 @@ def spectrum(
         layers, unsupported = find_layers(network.eval(), module)
         for line in unsupported:
             tell(f"found but not measured: {line}")
-        result = measured(network, layers, array_of(inputs), feed, k, transient, interval, dtype)
+        settings = Settings(k, transient, interval, None if dtype is None else getattr(torch, dtype), growth=growth)
+        result = union_of_layers(measure_layers(_driven(network, layers, array_of(inputs), feed), settings), k)
     if math.isnan(result.exponents[0]):
         raise ArithmeticError("the largest exponent is NaN: the states of the network overflow along its inputs.")
     if format == "figure":
@@ -79,6 +85,31 @@ def spectrum(
         write(json.dumps(plain(facts_of(result, layers, updates)), allow_nan=False), output)
     else:
         write("\n".join(table_of(result)), output)
+
+
+def _driven(
+    network: nn.Module, layers: dict[str, nn.Module], inputs: Tensor, feed: Literal["model", "layer"]
+) -> dict[str, Driven]:
+    """The layers with what drives them: inputs that go through the network, or straight to the one layer."""
+    weights = next(network.parameters(), torch.empty(0))
+    inputs = inputs.to(weights.dtype) if inputs.is_floating_point() else inputs
+    name, only = next(iter(layers.items()))
+    if only is network or feed == "layer":
+        if len(layers) > 1:
+            raise ValueError(f"module must name the one layer that the inputs go to; there are {', '.join(layers)}.")
+        return {name or type(only).__name__: Driven(only, inputs, None)}
+    try:
+        driven = driven_by(network, layers, inputs)
+    except Exception as error:
+        raise ValueError(
+            f"inputs {tuple(inputs.shape)} could not go through {type(network).__name__}: {one_line(error)} "
+            "--feed layer drives the recurrent layer itself."
+        ) from error
+    for name in layers.keys() - driven.keys():
+        tell(f"{name} is not measured: no inputs reached it in the forward pass.")
+    if not driven:
+        raise ValueError("inputs: none reached a recurrent layer in the forward pass; --feed layer drives it itself.")
+    return driven
 
 
 def score(

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from lightning_lyapunov.aelle import AeLLEScorer
 from lightning_lyapunov.cli.writing import one_line
-from lightning_lyapunov.history import History
-from lightning_lyapunov.spectrum import LyapunovSpectrum
+from lightning_lyapunov.engine.spectrum import LyapunovSpectrum
+from lightning_lyapunov.reading.history import History
 
 FACTS: dict[str, Callable[[Any], Any]] = {
     "dimension": int, "steps": int, "sequences": int, "transient": int, "interval": float, "driven": bool,
@@ -150,7 +150,10 @@ def history_of(content: Any, file: Path, prefix: str | None) -> History:
 
 
 def spectrum_of(file: Path) -> tuple[LyapunovSpectrum | Tensor, Mapping[str, Any]]:
-    """A spectrum and what is known of its network, out of JSON."""
+    """A spectrum, without its growth, and what is known of its network, out of JSON.
+
+    Files of older versions know no error, which is two standard errors there, nor what has settled: nothing.
+    """
     try:
         content = json.loads(sys.stdin.read() if str(file) == "-" else existing(file).read_text("utf-8"))
         if isinstance(content, list):
@@ -158,18 +161,25 @@ def spectrum_of(file: Path) -> tuple[LyapunovSpectrum | Tensor, Mapping[str, Any
         exponents = _numbers(content["exponents"])
         facts = {name: kind(content[name]) for name, kind in FACTS.items()}
         unknown = exponents.new_full((1, 1), math.nan)
+        stderr = _numbers(content["stderr"])
+        error = _numbers(content["error"]) if "error" in content else 2 * stderr
+        settled = content.get("settled", [False] * len(exponents))
         result = LyapunovSpectrum(
             exponents=exponents,
-            stderr=_numbers(content["stderr"]),
+            stderr=stderr,
+            error=error,
             per_sequence=unknown.expand(facts["sequences"], len(exponents)),  # takes no memory, whatever is claimed
             trusted=torch.tensor(content["trusted"], dtype=torch.bool),
+            settled=torch.tensor(settled, dtype=torch.bool),
             dtype={"float32": torch.float32, "float64": torch.float64}[content["dtype"]],
             volume_rate=_number(content["volume_rate"]),
             **facts,
         )
-        if not len(exponents) == len(result.stderr) == len(result.trusted) <= result.dimension or result.sequences < 1:
+        counts = {len(values) for values in (exponents, stderr, error, result.trusted, result.settled)}
+        if len(counts) > 1 or len(exponents) > result.dimension or result.sequences < 1:
             raise ValueError(
-                "exponents, stderr and trusted must be of one length, at most dimension; sequences 1 or more"
+                "exponents, stderr, error, trusted and settled must be of one length, at most dimension; sequences 1 "
+                "or more"
             )
     except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ValueError(

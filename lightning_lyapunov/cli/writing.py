@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,46 +12,59 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_lyapunov.features import spectrum_features
+from lightning_lyapunov.capture.finding import architecture_of
+from lightning_lyapunov.engine.spectrum import LyapunovSpectrum
 from lightning_lyapunov.files import write_whole
-from lightning_lyapunov.history import History, Measurement
-from lightning_lyapunov.probe import architecture_of
-from lightning_lyapunov.spectrum import LyapunovSpectrum
+from lightning_lyapunov.names import QUANTITIES
+from lightning_lyapunov.reading.features import spectrum_features
+from lightning_lyapunov.reading.history import History, Measurement
+from lightning_lyapunov.reading.words import factor, in_words, over_a_sequence
 
 FORMAT = "lightning_lyapunov.spectrum/1"
 HEAD, TAIL = 12, 4
 """Exponents at either end of a long spectrum that the table shows."""
-FEATURES = {
-    "max": ("largest exponent", "nats/step"),
-    "mean": ("mean exponent", "nats/step"),
-    "near_zero_fraction": ("|λ| < 0.05: directions that remember", "share"),
-    "unstable_fraction": ("λ > 0", "share"),
-    "kaplan_yorke_dimension": ("Kaplan–Yorke dimension", ""),
-    "kolmogorov_sinai_entropy": ("Kolmogorov–Sinai entropy", "nats/step"),
-    "gradient_horizon": ("gradient horizon 1/|λ₁|", "steps"),
-    "stability_margin": ("stability margin -λ₁ - 2 stderr", "nats/step"),
-    "trusted_fraction": ("trusted", "share"),
-}
+FEATURES = (
+    *("max", "mean", "near_zero_fraction", "unstable_fraction", "kaplan_yorke_dimension", "kolmogorov_sinai_entropy"),
+    *("gradient_horizon", "stability_margin", "trusted_fraction", "settled_fraction"),
+)
+"""Figures that the table shows."""
+FACTS = (
+    *("exponents", "stderr", "error", "trusted", "settled", "dimension", "steps", "sequences", "transient", "interval"),
+    *("dtype", "driven", "volume_rate", "complete"),
+)
+"""Fields of a spectrum that are written as they are."""
 
 
 def facts_of(result: LyapunovSpectrum, layers: dict[str, nn.Module], updates: int | None) -> dict[str, Any]:
     """Everything there is to say of a spectrum, in the units of its fields."""
     sizes = [size for layer in layers.values() if isinstance(size := getattr(layer, "hidden_size", None), int)]
-    left_out = ("per_sequence", "parts", "audit")
+    parts = {name: _facts(part, ("exponents", "stderr", "error", "settled", "dimension")) for name, part in
+             result.layers.items()}  # fmt: skip
     return {
         "format": FORMAT,
         "unit": "nats/step",
         "architecture": architecture_of(list(layers.values())),
         "hidden_size": max(sizes, default=None),
         "updates": updates,
-        **{field.name: getattr(result, field.name) for field in fields(result) if field.name not in left_out},
-        "complete": result.complete,
+        **_facts(result, FACTS),
         "features": spectrum_features(result),
-        "layers": {
-            name: {"exponents": part.exponents, "stderr": part.stderr, "dimension": part.dimension}
-            for name, part in result.layers.items()
-        },
+        "layers": parts,
     }
+
+
+def _facts(spectrum: LyapunovSpectrum, names: tuple[str, ...]) -> dict[str, Any]:
+    """Fields of a spectrum, and its growth over a sequence, in nats, where it is known."""
+    facts = {name: getattr(spectrum, name) for name in names}
+    growth = spectrum.growth
+    if growth is not None:
+        facts |= {
+            "log_singular_values": growth.log_singular_values,
+            "log_singular_values_error": growth.error,
+            "gain": growth.gain,
+            "gain_error": growth.gain_error,
+            "growth_steps": float(growth.lengths.double().mean()),
+        }
+    return facts
 
 
 def plain(value: Any) -> Any:
@@ -78,25 +90,32 @@ def table_of(result: LyapunovSpectrum) -> Iterator[str]:
         f"transient of {result.transient}, {plain(result.dtype)}"
     )
     yield ""
-    width = max(len(text) for text, _ in FEATURES.values())
+    measurement = Measurement.of(result)
+    for growth in [over_a_sequence(measurement)] * (not math.isnan(measurement.gain)):
+        yield growth
+        yield ""
+    width = max(len(QUANTITIES[name].title) for name in FEATURES)
     values = spectrum_features(result)
-    for name, (text, unit) in FEATURES.items():
-        error = f" ± {values['max_stderr']:.4f}" if name == "max" and not math.isnan(values["max_stderr"]) else ""
-        known = "unknown" if math.isnan(values[name]) else f"{values[name]:.4f}{error} {unit}".rstrip()
-        yield f"{text:<{width}}   {known}"
+    for name in FEATURES:
+        error = f" ± {values['max_error']:.4f}" if name == "max" and not math.isnan(values["max_error"]) else ""
+        known = "unknown" if math.isnan(values[name]) else f"{values[name]:.4f}{error} {QUANTITIES[name].unit}".rstrip()
+        yield f"{QUANTITIES[name].title:<{width}}   {known}"
     if result.parts:
         yield ""
         width = max(map(len, result.parts))
-        for name, part in result.parts.items():
-            yield f"{name:<{width}}   largest {float(part.exponents[0]):+.4f} ± {float(part.stderr[0]):.4f} nats/step"
+        for name in result.parts:
+            layer = measurement.layer(name)
+            growth = "" if math.isnan(layer.gain) else f", a gradient × {factor(layer.gain).removesuffix('-fold')}"
+            yield f"{name:<{width}}   largest {in_words(layer)}{growth}"
     yield ""
-    yield "    i    exponent      stderr   trusted"
+    yield "    i    exponent       error   trusted   settled"
     for i in range(count):
         if i == HEAD and count > HEAD + TAIL + 1:
             yield f"    …   ({count - HEAD - TAIL} more: --format json has all)"
         if i < HEAD or i >= count - TAIL or count <= HEAD + TAIL + 1:
-            numbers = f"{float(result.exponents[i]):>+10.4f}  {float(result.stderr[i]):>10.4f}"
-            yield f"{i + 1:>5}  {numbers}   {'yes' if result.trusted[i] else 'no'}"
+            numbers = f"{float(result.exponents[i]):>+10.4f}  {float(result.error[i]):>10.4f}"
+            marks = ["yes" if marked[i] else "no" for marked in (result.trusted, result.settled)]
+            yield f"{i + 1:>5}  {numbers}   {marks[0]:<7}   {marks[1]}"
 
 
 def write(text: str, output: Path | None) -> None:
@@ -113,19 +132,8 @@ def write_figure(result: LyapunovSpectrum, updates: int | None, output: Path | N
     from lightning_lyapunov.figures import spectrum_now
 
     history = History()
-    features = {f"lyapunov/{name}": value for name, value in spectrum_features(result).items()}
-    history.append(
-        Measurement(
-            step=updates or 0,
-            epoch=0,
-            exponents=result.exponents.float(),
-            metrics={name: value for name, value in features.items() if math.isfinite(value)},
-            stderr=result.stderr.float(),
-            trusted=result.trusted,
-            dimension=result.dimension,
-            length=result.steps + result.transient,
-        )
-    )
+    metrics = {name: value for name, value in spectrum_features(result).items() if math.isfinite(value)}
+    history.append(Measurement.of(result, step=updates or 0, metrics=metrics))
     figure = spectrum_now(history)
     for text in figure.legends[0].get_texts() if updates is None else []:
         text.set_text(text.get_text().partition(", update")[0])  # after how many is not known

@@ -18,7 +18,7 @@ from lightning_lyapunov.figures.prediction import prediction_over_training
 from lightning_lyapunov.figures.spectrum import spectrum_now
 from lightning_lyapunov.figures.style import NothingToShow
 from lightning_lyapunov.figures.training import spectrum_over_training
-from lightning_lyapunov.history import History
+from lightning_lyapunov.reading.history import History
 
 __all__ = [
     # all that there is data for
@@ -48,7 +48,7 @@ def figures_of(history: History, latent_map: LatentMap | None = None) -> dict[st
     """
     drawers: dict[str, Callable[[], Figure]] = {
         "spectrum": lambda: spectrum_now(history),
-        "training": lambda: spectrum_over_training(history, prefix=history.prefix),
+        "training": lambda: spectrum_over_training(history),
         "prediction": lambda: prediction_over_training(history),
         **({} if latent_map is None else {"latent": lambda: latent.latent_map(history, latent_map)}),
         "layers": lambda: layers_over_training(history),

@@ -16,9 +16,9 @@ from torch import Tensor
 from lightning_lyapunov.aelle import AeLLEScorer
 from lightning_lyapunov.aelle.features import CONTEXT, Rows, quantiles
 from lightning_lyapunov.bank.records import Bank
-from lightning_lyapunov.diagnosis import FAMILIAR
 from lightning_lyapunov.figures.style import FEW, GROWS, QUIET, NothingToShow, measured, new_figure, words
-from lightning_lyapunov.history import History, key_of
+from lightning_lyapunov.reading.conditions import FAMILIAR, score
+from lightning_lyapunov.reading.history import History
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +95,7 @@ def latent_map(history: History, map: LatentMap) -> Figure:
     _draw_path(axes, path)
     _frame(axes, points, path)
     first, now = coded[0][0], coded[-1][0]
-    familiarity = now.metrics.get(key_of("aelle/familiarity", history.prefix), math.nan)
+    familiarity = score(now, "familiarity")
     when = f"{first.step:,} to {now.step:,}" if first is not now else f"{now.step:,}"
     is_guess = familiarity < FAMILIAR
     known = "" if math.isnan(familiarity) else f"; familiarity now {familiarity:.2f}"

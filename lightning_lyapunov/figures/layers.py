@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from lightning_lyapunov.diagnosis import DEAD, SURE
 from lightning_lyapunov.figures.style import (
     FADES,
     FEW,
@@ -25,7 +24,8 @@ from lightning_lyapunov.figures.style import (
     updates_of,
     words,
 )
-from lightning_lyapunov.history import History
+from lightning_lyapunov.reading.conditions import DEAD
+from lightning_lyapunov.reading.history import History
 
 MANY = 8
 """Layers of which each is named; of more, the highest and the lowest few."""
@@ -34,7 +34,7 @@ _LONGEST = 28
 
 
 def layers_over_training(history: History) -> Figure:
-    """Draw the largest exponent of each layer, with a band of two standard errors.
+    """Draw the largest exponent of each layer, with its error, the 95 % bar, as a band.
 
     Red are layers in which perturbations now grow, blue those in which they fade, grey those whose error does not
     tell. Of many, only the highest and the lowest few are named and coloured.
@@ -51,11 +51,11 @@ def layers_over_training(history: History) -> Figure:
         raise NothingToShow("history holds no layers: they are kept where there are several.")
     updates = updates_of(measurements)
     unknown = [math.nan, math.nan]
-    known = np.array([[m.layers.get(name, unknown) for m in measurements] for name in names], dtype=float)
+    known = np.array([[m.layers.get(name, unknown)[:2] for m in measurements] for name in names], dtype=float)
     return _drawn(names, updates, known[..., 0], known[..., 1])
 
 
-def _drawn(names: list[str], updates: np.ndarray, largest: np.ndarray, stderr: np.ndarray) -> Figure:
+def _drawn(names: list[str], updates: np.ndarray, largest: np.ndarray, errors: np.ndarray) -> Figure:
     figure = new_figure("Largest exponent of each layer", width=7.4)
     axes = figure.subplots()
     order = np.argsort(-np.nan_to_num(largest[:, -1], nan=-math.inf, posinf=math.inf, neginf=-math.inf), kind="stable")
@@ -63,26 +63,26 @@ def _drawn(names: list[str], updates: np.ndarray, largest: np.ndarray, stderr: n
     curves = alive(largest)
     exponent_axis(axes, curves)
     for row in order:
-        colour = _colour(largest[row, -1], stderr[row, -1])
+        colour = _colour(largest[row, -1], errors[row, -1])
         if row not in named:
             few = np.unique(np.linspace(0, len(updates) - 1, FEW).round().astype(int))
             axes.plot(updates[few], curves[row, few], color="0.75", linewidth=0.8, zorder=1)
             continue
         axes.plot(updates, curves[row], color=colour, linewidth=1.8, **dots(len(updates)))
-        error = SURE * stderr[row]
+        error = errors[row]
         axes.fill_between(updates, curves[row] - error, curves[row] + error, color=colour, alpha=0.2, linewidth=0)
     updates_axis(axes)
-    _name(axes, [names[row] for row in named], largest[named, -1], stderr[named, -1], updates[-1])
+    _name(axes, [names[row] for row in named], largest[named, -1], errors[named, -1], updates[-1])
     return figure
 
 
-def _name(axes: Any, names: list[str], largest: np.ndarray, stderr: np.ndarray, end: float) -> None:
+def _name(axes: Any, names: list[str], largest: np.ndarray, errors: np.ndarray, end: float) -> None:
     """Names at the right edge, one below the other, each with a line to its curve."""
     transform = axes.transScale + axes.transLimits
     bottom = axes.get_ylim()[0]
     ends = [value if np.isfinite(value) and value > DEAD else bottom for value in largest]
     wanted = np.array([transform.transform((end, y))[1] for y in ends])
-    for name, value, error, y, height in zip(_short(names), largest, stderr, ends, _apart(wanted), strict=True):
+    for name, value, error, y, height in zip(_short(names), largest, errors, ends, _apart(wanted), strict=True):
         colour = _colour(value, error)
         arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.7, "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 0}
         words(
@@ -102,17 +102,17 @@ def _apart(wanted: np.ndarray, gap: float = 0.06) -> np.ndarray:
     return heights
 
 
-def _colour(largest: float, stderr: float) -> str:
-    return GROWS if largest > SURE * stderr else FADES if largest < -SURE * stderr or largest <= DEAD else QUIET
+def _colour(largest: float, error: float) -> str:
+    return GROWS if largest > error else FADES if largest < -error or largest <= DEAD else QUIET
 
 
-def _says(largest: float, stderr: float) -> str:
+def _says(largest: float, error: float) -> str:
     if math.isnan(largest):
         return "not measured"
     if largest <= DEAD:
         return "dead"
-    known = "" if math.isnan(stderr) else f" ± {SURE * stderr:.2f}"
-    said = {GROWS: " grows", FADES: " fades", QUIET: known}[_colour(largest, stderr)]
+    known = "" if math.isnan(error) else f" ± {error:.2f}"
+    said = {GROWS: " grows", FADES: " fades", QUIET: known}[_colour(largest, error)]
     return f"{largest:+.2f}{said}".replace("-", "−")
 
 

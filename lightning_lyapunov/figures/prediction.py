@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from lightning_lyapunov.diagnosis import FAMILIAR
 from lightning_lyapunov.figures.style import (
     FADES,
     FEW,
@@ -23,7 +22,8 @@ from lightning_lyapunov.figures.style import (
     updates_axis,
     updates_of,
 )
-from lightning_lyapunov.history import History
+from lightning_lyapunov.reading.conditions import FAMILIAR
+from lightning_lyapunov.reading.history import History
 
 _ORANGE = "#d95f02"
 

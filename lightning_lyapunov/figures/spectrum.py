@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from lightning_lyapunov.figures.style import (
     FADES,
     GROWS,
+    PALE,
     alive,
     exponent_axis,
     measured,
@@ -18,7 +19,7 @@ from lightning_lyapunov.figures.style import (
     whole_numbers,
     words,
 )
-from lightning_lyapunov.history import History, Measurement
+from lightning_lyapunov.reading.history import History, Measurement
 
 EARLIER = ("#fdd0a2", "#f5a55a", "#c96a1b")
 """From the first measurement on: the later the darker."""
@@ -29,8 +30,8 @@ _DOTS = 40
 def spectrum_now(history: History) -> Figure:
     """Draw the spectrum as last measured, and faintly how it was at up to three measurements before.
 
-    The band is two standard errors. Exponents outside the precision law are hollow, on a dashed line; dead and unknown
-    ones are counted in the legend.
+    The band is the error, the 95 % bar. Exponents that have not settled are pale, those outside the precision law
+    hollow, on a dashed line; dead and unknown ones are counted in the legend.
 
     Args:
         history: Measurements of a run: :attr:`LyapunovSpectrumCallback.history`.
@@ -66,9 +67,9 @@ def spectrum_now(history: History) -> Figure:
 def _draw_now(axes: Any, now: Measurement) -> None:
     curve = alive(now.exponents)
     x = _places(curve)
-    if now.stderr is not None:
-        error = 2 * np.asarray(now.stderr, dtype=float)
-        axes.fill_between(x, curve - error, curve + error, color=FADES, alpha=0.3, linewidth=0, label="± 2 std. errors")
+    if now.error is not None:
+        error = np.asarray(now.error, dtype=float)
+        axes.fill_between(x, curve - error, curve + error, color=FADES, alpha=0.3, linewidth=0, label="95 % bar")
         if len(x) <= _DOTS:  # of a single exponent the band is a line that nobody sees
             axes.errorbar(x, curve, error, linestyle="none", color=FADES, alpha=0.6)
     trusted = np.ones(len(x), bool) if now.trusted is None else np.asarray(now.trusted, dtype=bool)
@@ -82,13 +83,18 @@ def _draw_now(axes: Any, now: Measurement) -> None:
         hollow = x[~trusted][::every], curve[~trusted][::every]
         label = "beyond the precision:\nnot to be trusted"
         axes.plot(*hollow, linestyle="none", marker="o", markerfacecolor="white", label=label, **bold)
+    pale = trusted & (np.zeros(len(x), bool) if now.settled is None else ~np.asarray(now.settled, dtype=bool))
+    if pale.any():
+        every = -(-int(pale.sum()) // _DOTS)
+        light: dict[str, Any] = {"markerfacecolor": PALE, "markeredgecolor": FADES, "markersize": 5}
+        axes.plot(x[pale][::every], curve[pale][::every], "o", label="not settled: no rate\nin the long run", **light)
 
 
 def _reach(measurement: Measurement) -> np.ndarray:
     """All that the axis must hold: the exponents, and how far the largest may be off."""
     curve = alive(measurement.exponents)
-    error = 0.0 if measurement.stderr is None else np.nan_to_num(np.asarray(measurement.stderr, dtype=float))
-    return np.append(curve, (curve + 2 * error)[:1])
+    error = 0.0 if measurement.error is None else np.nan_to_num(np.asarray(measurement.error, dtype=float))
+    return np.append(curve, (curve + error)[:1])
 
 
 def _places(curve: np.ndarray) -> np.ndarray:

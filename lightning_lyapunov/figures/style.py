@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from lightning_lyapunov.diagnosis import DEAD
-from lightning_lyapunov.history import Measurement
+from lightning_lyapunov.reading.conditions import DEAD
+from lightning_lyapunov.reading.history import Measurement
 
-GROWS, FADES, QUIET = "#b2182b", "#2166ac", "0.4"
-"""Above zero and below it, which every colour blindness tells apart, and what is said beside the point."""
+GROWS, FADES, QUIET, PALE = "#b2182b", "#2166ac", "0.4", "#c6dbef"
+"""Above zero and below it, which every colour blindness tells apart; what is said beside the point; and not settled."""
 _LINEAR = 0.1
 """Nats per step. An axis of exponents is linear closer to zero and logarithmic beyond, and shows at least so much."""
 FEW = 60

@@ -11,9 +11,9 @@ import numpy as np
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from lightning_lyapunov import diagnosis
 from lightning_lyapunov.figures.style import (
     FADES,
+    FEW,
     GROWS,
     dots,
     edges_of,
@@ -23,7 +23,8 @@ from lightning_lyapunov.figures.style import (
     updates_of,
     whole_numbers,
 )
-from lightning_lyapunov.history import Measurement
+from lightning_lyapunov.reading.conditions import has_settled, is_chaotic, largest
+from lightning_lyapunov.reading.history import Measurement
 
 COLOURS = "RdBu_r"
 """Red above zero, blue below, white at zero: tells the two apart under every common colour blindness."""
@@ -33,17 +34,16 @@ _WORD = 0.1
 """Share of the width that the word "chaotic" takes: shorter stretches are only coloured."""
 
 
-def spectrum_over_training(history: Iterable[Measurement], *, prefix: str = "lyapunov") -> Figure:
+def spectrum_over_training(history: Iterable[Measurement]) -> Figure:
     """Draw how a spectrum moved while a network was trained.
 
-    On top the largest exponent with a band of two standard errors, and where it was above zero beyond them: chaos.
-    Below, the whole spectrum: one column for each measurement, the largest exponent at the top, black line where
-    exponents change sign; grey is unknown. The picture has a background of its own and can be read on light and dark
-    pages.
+    On top the largest exponent with its error, the 95 % bar, as a band, hollow where it has not settled, and where it
+    had settled above zero beyond its error: chaos. Below, the whole spectrum: one column for each measurement, the
+    largest exponent at the top, black line where exponents change sign; grey is unknown. The picture has a background
+    of its own and can be read on light and dark pages.
 
     Args:
         history: Measurements of a run, oldest first: :attr:`LyapunovSpectrumCallback.history`.
-        prefix: The callback's prefix, under which the standard errors are kept.
 
     Returns:
         A figure on a canvas without display: ``figure.savefig(path)`` writes it.
@@ -54,29 +54,36 @@ def spectrum_over_training(history: Iterable[Measurement], *, prefix: str = "lya
     measurements = measured(history)
     updates = updates_of(measurements)
     edges = edges_of(updates)
-    is_chaotic = [diagnosis.is_chaotic(m, prefix) for m in measurements]
+    unsettled = np.array([m.settled is not None and not has_settled(m) for m in measurements])
 
     figure = new_figure("Lyapunov spectrum during training", height=5.0)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 3])
-    _draw_largest(above, updates, *np.array([diagnosis.largest(m, prefix) for m in measurements]).T)
-    _mark_chaos(above, edges, is_chaotic)
+    exponents, errors = np.array([largest(m) for m in measurements]).T
+    _draw_largest(above, updates, exponents, errors, unsettled)
+    _mark_chaos(above, edges, [is_chaotic(m) for m in measurements])
     _draw_spectra(below, edges, _stacked([m.exponents.numpy() for m in measurements]))
     updates_axis(below)
     below.set_xlim(edges[0], edges[-1])
     return figure
 
 
-def _draw_largest(axes: Any, updates: np.ndarray, largest: np.ndarray, stderr: np.ndarray) -> None:
-    largest = np.where(np.isfinite(largest), largest, math.nan)
+def _draw_largest(
+    axes: Any, updates: np.ndarray, exponents: np.ndarray, errors: np.ndarray, unsettled: np.ndarray
+) -> None:
+    curve = np.where(np.isfinite(exponents), exponents, math.nan)
     axes.axhline(0.0, color="0.3", linewidth=1)
-    axes.fill_between(updates, largest - 2 * stderr, largest + 2 * stderr, color="#4393c3", alpha=0.4, linewidth=0)
-    axes.errorbar(updates, largest, 2 * stderr, color=FADES, linewidth=1.5, clip_on=False, **dots(len(updates)))
+    axes.fill_between(updates, curve - errors, curve + errors, color="#4393c3", alpha=0.4, linewidth=0)
+    axes.errorbar(updates, curve, errors, color=FADES, linewidth=1.5, clip_on=False, **dots(len(updates)))
+    if unsettled.any() and len(updates) <= FEW:
+        hollow: dict[str, Any] = {"markerfacecolor": "white", "markersize": 5, "clip_on": False, "zorder": 4}
+        axes.plot(updates[unsettled], curve[unsettled], "o", color=FADES, label="not settled", **hollow)
+        axes.legend(loc="lower right", frameon=False, fontsize="small")
     axes.margins(y=0.25)
     axes.set_ylabel("largest exponent\n(nats per step)")
 
 
-def _mark_chaos(axes: Any, edges: np.ndarray, is_chaotic: list[bool]) -> None:
-    for chaotic, run in groupby(range(len(is_chaotic)), key=is_chaotic.__getitem__):
+def _mark_chaos(axes: Any, edges: np.ndarray, where: list[bool]) -> None:
+    for chaotic, run in groupby(range(len(where)), key=where.__getitem__):
         if chaotic:
             first, *_, last = [*run] * 2
             left, right = edges[first], edges[last + 1]

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lightning_lyapunov.history import History, key_of
-from lightning_lyapunov.isolation import measuring
+from lightning_lyapunov.engine.isolation import measuring
 from lightning_lyapunov.loggers.trackers import log_pictures, log_table, prepare, takes_pictures
+from lightning_lyapunov.names import MEASURED, SCORED, key_of
+from lightning_lyapunov.reading.history import History
 
 if TYPE_CHECKING:
     from lightning_lyapunov.aelle import AeLLEScorer
@@ -20,12 +21,8 @@ if TYPE_CHECKING:
 
 FIRST = 3.0
 """Seconds that drawing is expected to take before it was done: matplotlib is imported, the map of the bank is made."""
-COLUMNS = (
-    "max", "max_stderr", "near_zero_fraction", "unstable_fraction", "kaplan_yorke_dimension", "gradient_horizon",
-    "trusted_fraction", "aelle/performance", "aelle/performance_low", "aelle/performance_high", "aelle/baseline",
-    "aelle/failure_probability", "aelle/familiarity",
-)  # fmt: skip
-"""What the table of measurements holds beside update, epoch and skill so far."""
+COLUMNS = (*MEASURED, *SCORED)
+"""What the table of measurements holds beside update, epoch and skill so far, as far as it is known."""
 
 
 class Panels:

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_lyapunov.history import key_of
+from lightning_lyapunov.names import QUANTITIES, key_of
 
 Pictures = Mapping[str, Any]
 """By tag, arrays ``(height, width, 3)`` of bytes."""
@@ -46,15 +46,21 @@ def _layout(prefix: str) -> dict[str, dict[str, list[Any]]]:
     def lines(*names: str) -> list[Any]:
         return ["Multiline", [f"^{key_of(name, prefix)}$" for name in names]]
 
+    def about(*names: str) -> str:
+        unit = QUANTITIES[names[0]].unit
+        return ", ".join(QUANTITIES[name].title for name in names) + (f" ({unit})" if unit else "")
+
+    shares, health = ("near_zero_fraction", "unstable_fraction"), ("trusted_fraction", "settled_fraction", "overhead")
     interval = [key_of(f"aelle/{name}", prefix) for name in ("performance", "performance_low", "performance_high")]
     title = "Lyapunov" if prefix == "lyapunov" else f"Lyapunov: {prefix}"
     return {
         title: {
-            "largest exponent, nats per step: above 0 chaos": lines("max", ".+/max"),
-            "share of directions that remember, that are unstable": lines("near_zero_fraction", "unstable_fraction"),
-            "steps in which a gradient changes e-fold": lines("gradient_horizon"),
-            "dimension of the attractor": lines("kaplan_yorke_dimension"),
-            "health and cost: trusted share, share of the training time": lines("trusted_fraction", "overhead"),
+            f"{about('max')}: above 0 chaos, where settled": lines("max", ".+/max"),
+            f"{about('gradient_gain')} over a sequence, and at most": lines("gradient_gain", "gradient_growth"),
+            about(*shares): lines(*shares),
+            f"{about('gradient_horizon')}: a gradient changes e-fold": lines("gradient_horizon"),
+            about("kaplan_yorke_dimension"): lines("kaplan_yorke_dimension"),
+            about(*health): lines(*health),
         },
         f"{title}: prediction": {
             "final skill and its 80 % interval": ["Margin", interval],

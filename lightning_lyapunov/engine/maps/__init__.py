@@ -1,0 +1,1 @@
+"""One family of maps a file, each with its step and its derivative in both directions."""

@@ -1,0 +1,244 @@
+"""What a measurement says: long-run rates, growth over a sequence, and how far either is to be believed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+
+import torch
+from torch import Tensor
+
+from lightning_lyapunov.engine.statistics import mean_and_error, student
+
+
+@dataclass(frozen=True, eq=False)
+class LocalExponents:
+    """Exponents block by block along the sequences, of the same frame as the whole spectrum."""
+
+    starts: Tensor
+    """(S,) int: the step before which each block of 1 to 32 steps begins."""
+    ends: Tensor
+    """(S,) int: the step before which it ends."""
+    exponents: Tensor
+    """``(S, K)`` nats per step, mean over the sequences that run through the block; NaN where none does. Blocks within
+    the transient are among them."""
+
+
+@dataclass(frozen=True, eq=False)
+class SequenceGrowth:
+    r"""What the product :math:`M = J_T \cdots J_1` of all Jacobians of a sequence does.
+
+    Means are over sequences, of logarithms. A sequence in which nothing is left, :math:`-\infty`, is left out of them
+    as long as most others live: one that dies among many does not make a typical one dead.
+    """
+
+    per_sequence: Tensor
+    r"""``(B, G)`` nats: the leading :math:`\ln\sigma_i` of M, largest first."""
+    gain_per_sequence: Tensor
+    r"""(B,) nats: :math:`\tfrac12 \ln(\|M_h\|_F^2 / H)`, M_h the rows of what is seen of the last state."""
+    lengths: Tensor
+    """(B,) steps of each sequence."""
+
+    @staticmethod
+    def merge(several: Sequence[SequenceGrowth]) -> SequenceGrowth:
+        """That of all their sequences, as many singular values each."""
+        return SequenceGrowth(*(torch.cat([getattr(one, f.name) for one in several]) for f in fields(SequenceGrowth)))
+
+    def to(self, device: torch.device | str) -> SequenceGrowth:
+        """The same on another device."""
+        return SequenceGrowth(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+    @property
+    def log_singular_values(self) -> Tensor:
+        r"""(G,) nats over the sequence: mean of :math:`\ln\sigma_i` over sequences."""
+        return _mean_of_living(self.per_sequence)
+
+    @property
+    def stderr(self) -> Tensor:
+        """(G,) nats: standard error of :attr:`log_singular_values`, from the spread between sequences."""
+        return _spread(self.per_sequence)
+
+    @property
+    def error(self) -> Tensor:
+        """(G,) nats: half-width of their 95 % bar, Student's factor times the standard error: there is no bias."""
+        return student(len(self.per_sequence) - 1) * self.stderr
+
+    @property
+    def gain(self) -> float:
+        """Mean gain over sequences, nats."""
+        return float(_mean_of_living(self.gain_per_sequence.unsqueeze(1)))
+
+    @property
+    def gain_stderr(self) -> float:
+        """Its standard error, nats."""
+        return float(_spread(self.gain_per_sequence.unsqueeze(1)))
+
+    @property
+    def gain_error(self) -> float:
+        """Half-width of its 95 % bar, nats."""
+        return student(len(self.gain_per_sequence) - 1) * self.gain_stderr
+
+
+def _mean_of_living(values: Tensor) -> Tensor:
+    """Mean (G,) over sequences of ``(B, G)``, without those that are dead where most live."""
+    dead = values.isneginf()
+    few = 2 * dead.sum(0) < len(values)
+    return torch.where(dead & few, math.nan, values).nanmean(0).masked_fill(values.isnan().any(0), math.nan)
+
+
+def _spread(values: Tensor) -> Tensor:
+    """Standard error (G,) of that mean."""
+    columns = [column[~column.isneginf()].unsqueeze(1) for column in values.unbind(1)]
+    errors = [mean_and_error(column, column.new_ones(len(column)))[1] for column in columns]
+    return torch.cat(errors) if errors else values.new_empty(0)
+
+
+@dataclass(frozen=True, eq=False)
+class LyapunovSpectrum:
+    """Lyapunov exponents of a driven map and its growth over a sequence, with their errors and how they were measured.
+
+    The two answer two questions. :attr:`exponents` are rates in the long run, for stability and chaos, and
+    :attr:`settled` says whether the steps measured were enough to tell. :attr:`growth` is what happens between the
+    first step and the last, exact over any number of steps, for gradients and memory.
+    """
+
+    exponents: Tensor
+    """(K,) nats per step, mean over sequences, largest first; ``-inf`` for a dead direction, NaN where unknown: where
+    states overflow, or where too long an interval lost a direction."""
+    stderr: Tensor
+    """(K,) nats per step: spread between sequences over the root of their number. For a single sequence, the spread
+    between blocks of time, from 64 measured steps on; else NaN. Sampling error alone: :attr:`error` is the bar."""
+    error: Tensor
+    """(K,) nats per step: half-width of the 95 % bar, Student's factor times :attr:`stderr` and, in quadrature, 0.4
+    nats over the measured steps for what start and frame leave in a short measurement."""
+    per_sequence: Tensor
+    """(B, K) nats per step, rows as in the inputs; NaN for a sequence that ended within the transient."""
+    trusted: Tensor
+    """(K,) bool: within the precision law, so that rounding the tangents moved it by less than 1e-3."""
+    settled: Tensor
+    """(K,) bool: may be read as a rate in the long run. At least 8 steps after a long enough transient, the halves of
+    which agree, and at most 15 % of the exponents disagree."""
+    dimension: int
+    """D, the dimension of the whole state; K of its exponents were measured."""
+    steps: int
+    """Steps measured, of the longest sequence, after the transient."""
+    sequences: int
+    """B, the number of sequences measured."""
+    transient: int
+    """Steps run before growth counted, of the longest sequence."""
+    interval: float
+    """Mean number of steps between reorthonormalisations."""
+    dtype: torch.dtype
+    """Floating type in which the tangent vectors were propagated."""
+    driven: bool
+    """Whether an input drove the map; False for an autonomous one."""
+    volume_rate: float
+    r"""Mean :math:`\ln|\det J|` per step, computed without tangent vectors: what a whole spectrum must sum to.
+    NaN where it would cost more than the measurement."""
+    audit: float = math.nan
+    """Where a whole spectrum was measured and ``volume_rate`` is not known: by how much the frame grew faster than
+    ln|det J| says, in those intervals in which it was looked at."""
+    growth: SequenceGrowth | None = None
+    """Growth over the whole sequence, from its first step on; None where it was not asked for, or cannot be had: of
+    the union of layers that are not one stack."""
+    local: LocalExponents | None = None
+    """Exponents along the sequence, block by block; None for a union of layers."""
+    parts: Mapping[str, LyapunovSpectrum] = field(default_factory=dict)
+    """The layers this spectrum is the union of; empty for a single layer."""
+
+    @property
+    def log_singular_values(self) -> Tensor:
+        r"""(G,) nats over the sequence: mean :math:`\ln\sigma_i` of :math:`J_T \cdots J_1`; (0,) if not known."""
+        return self.exponents.new_empty(0) if self.growth is None else self.growth.log_singular_values
+
+    @property
+    def gain(self) -> float:
+        """What a gradient grows by from the last step to the first, nats, root mean square; NaN if not known."""
+        return math.nan if self.growth is None else self.growth.gain
+
+    @property
+    def complete(self) -> bool:
+        """Whether all exponents of the state were measured."""
+        return len(self.exponents) == self.dimension
+
+    @property
+    def layers(self) -> Mapping[str, LyapunovSpectrum]:
+        """The spectrum of each layer and direction, by name; a single layer has itself alone."""
+        return self.parts or {"l0": self}
+
+    @property
+    def sum_rule_error(self) -> float:
+        """Sum of the exponents less the volume rate, nats per step: a self-check, NaN for a partial spectrum.
+
+        Where the volume rate would cost too much it is looked at in one interval in a while.
+        """
+        if self.parts:
+            return sum(part.sum_rule_error for part in self.parts.values()) if self.complete else math.nan
+        error = float(self.exponents.sum()) - self.volume_rate if self.complete else math.nan
+        return self.audit if math.isnan(error) else error
+
+    def __repr__(self) -> str:
+        top = f"max {float(self.exponents[0]):+.4f} ± {float(self.error[0]):.4f}"
+        marks = f"{int(self.trusted.sum())} trusted, {int(self.settled.sum())} settled"
+        return (
+            f"LyapunovSpectrum({len(self.exponents)} of {self.dimension} exponents, {top} nats/step, {marks}, "
+            f"{self.steps} steps × {self.sequences} sequences)"
+        )
+
+    @staticmethod
+    def union(
+        parts: Mapping[str, LyapunovSpectrum], k: int | None = None, growth: SequenceGrowth | None = None
+    ) -> LyapunovSpectrum:
+        """The spectrum of independent or stacked cocycles: the sorted union of theirs.
+
+        Exact for stacked layers in the limit of many steps, since the Jacobian of the stack is block triangular. Each
+        exponent keeps the error bar and the marks that it has in its layer.
+
+        Args:
+            parts: Spectra by name; where their numbers of sequences differ, missing rows are NaN.
+            k: Keep the leading k exponents; all if None.
+            growth: Of the layers together, if known: that over a sequence does not follow from theirs.
+
+        Raises:
+            ValueError: If there are no parts.
+        """
+        if not parts:
+            raise ValueError("parts must hold at least one spectrum; got none.")
+        spectra = list(parts.values())
+        rows = max(s.sequences for s in spectra)
+        padded = [torch.cat([s.per_sequence, s.per_sequence.new_full((rows - s.sequences, len(s.exponents)), math.nan)])
+                  for s in spectra]  # fmt: skip
+        exponents, order = largest_first(torch.cat([s.exponents for s in spectra]))
+        order = order[:k]
+        longest = max(spectra, key=lambda s: s.steps)
+        return LyapunovSpectrum(
+            exponents=exponents[:k],
+            stderr=torch.cat([s.stderr for s in spectra])[order],
+            error=torch.cat([s.error for s in spectra])[order],
+            per_sequence=torch.cat(padded, 1)[:, order],
+            trusted=torch.cat([s.trusted for s in spectra])[order],
+            settled=torch.cat([s.settled for s in spectra])[order],
+            dimension=sum(s.dimension for s in spectra),
+            steps=min(s.steps for s in spectra),
+            sequences=rows,
+            transient=longest.transient,
+            interval=sum(s.interval for s in spectra) / len(spectra),
+            dtype=narrowest(s.dtype for s in spectra),
+            driven=any(s.driven for s in spectra),
+            volume_rate=sum(s.volume_rate for s in spectra),
+            growth=growth,
+            parts=dict(parts),
+        )
+
+
+def largest_first(exponents: Tensor) -> tuple[Tensor, Tensor]:
+    """Exponents (K,) sorted, the unknown last, and where each was."""
+    order = exponents.sort(descending=True, stable=True).indices  # torch holds NaN for the largest
+    order = order.roll(-int(exponents.isnan().sum()))
+    return exponents[order], order
+
+
+def narrowest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """The floating type with the fewest bits."""
+    return min(dtypes, key=lambda dtype: torch.finfo(dtype).bits)

@@ -1,0 +1,239 @@
+"""The name of every figure that is logged, with its unit, what it means and what to do about it.
+
+The one table of them: README, documentation, docstrings, loggers, stopper, command line and report read it, or are
+tested against it. A measurement holds its figures by these names; a prefix is put before them where they are logged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A figure that is logged."""
+
+    name: str
+    unit: str
+    """Empty where it is a number without one."""
+    title: str
+    """What it is, in a few words."""
+    meaning: str
+    """What it is, in a sentence."""
+    advice: str
+    """What to do about it."""
+
+
+_TABLE = (
+    Quantity(
+        "max",
+        "nats/step",
+        "largest exponent",
+        "largest exponent λ₁, a rate in the long run where it has settled: above 0 the network is chaotic",
+        "well above 0: lower the gain of the recurrent weights or the learning rate. Far below 0: use gates, "
+        "orthogonal initialisation or a larger forget bias",
+    ),
+    Quantity(
+        "max_error",
+        "nats/step",
+        "error of the largest exponent",
+        "half-width of the 95 % bar of λ₁, the ± of every sentence and picture",
+        "too wide to decide: longer sequences (`num_steps`), or more of them (`num_sequences`)",
+    ),
+    Quantity(
+        "max_stderr",
+        "nats/step",
+        "standard error of the largest exponent",
+        "standard error of λ₁, from the spread between sequences alone",
+        "falls with the number of sequences; read `max_error` instead to judge λ₁",
+    ),
+    Quantity(
+        "settled_fraction",
+        "share",
+        "settled",
+        "exponents that may be read as rates in the long run",
+        "0: the sequences are too short to tell, so read growth and gain; longer ones (`num_steps`) settle",
+    ),
+    Quantity(
+        "gradient_gain",
+        "nats",
+        "gain of a gradient",
+        "what a gradient grows by from the last step of a sequence to the first, in a typical one: e to this power is "
+        "the factor",
+        "above 2: gradients explode, so clip them, or lower the recurrent gain. Below −10: they vanish",
+    ),
+    Quantity(
+        "gradient_growth",
+        "nats",
+        "largest growth of a gradient",
+        "the most that a gradient can grow over a sequence, ln σ₁ of the product of its Jacobians",
+        "far above `gradient_gain`: few directions carry the gradient",
+    ),
+    Quantity(
+        "gradient_horizon",
+        "steps",
+        "gradient horizon",
+        "steps in which a gradient changes e-fold, at its pace over a sequence; at least so many where the error of "
+        "the gain is larger than the gain",
+        "compare with the time lags of the task; truncate backpropagation a few horizons long",
+    ),
+    Quantity(
+        "stability_margin",
+        "nats/step",
+        "stability margin",
+        "−λ₁ less its error: above 0 means stable beyond doubt",
+        "below 0 while λ₁ − error is below 0 too: undecided, measure longer sequences or more of them",
+    ),
+    Quantity(
+        "near_zero_fraction",
+        "share",
+        "directions that remember",
+        "directions with |λ| < 0.05, which keep what they saw",
+        "0 on a task that needs memory: initialise closer to criticality",
+    ),
+    Quantity(
+        "unstable_fraction",
+        "share",
+        "directions that grow",
+        "directions with λ > 0",
+        "grows while the loss does not fall: the learning rate is too high",
+    ),
+    Quantity(
+        "kaplan_yorke_dimension",
+        "",
+        "Kaplan–Yorke dimension",
+        "dimension of the attractor",
+        "far below the number of units: a smaller network may do",
+    ),
+    Quantity(
+        "kolmogorov_sinai_entropy",
+        "nats/step",
+        "Kolmogorov–Sinai entropy",
+        "sum of the positive exponents",
+        "above 0, that much about the initial state is amplified each step",
+    ),
+    Quantity(
+        "mean",
+        "nats/step",
+        "mean exponent",
+        "mean exponent, the rate of volume over the dimension",
+        "for comparing networks; very negative with saturated units",
+    ),
+    Quantity(
+        "trusted_fraction",
+        "share",
+        "trusted",
+        "exponents that rounding cannot have moved",
+        'below 1: `dtype="float64"`, `interval=1`, or fewer exponents by `k`',
+    ),
+    Quantity(
+        "floored",
+        "count",
+        "dead directions",
+        "exponents below −100, which are logged as −100, dead directions (−∞) among them",
+        "above 0: dead or saturated units",
+    ),
+    Quantity("seconds", "s", "seconds", "what the measurement took", "too much: fewer exponents, sequences or steps"),
+    Quantity(
+        "overhead",
+        "share",
+        "share of the training time",
+        "what all measurements took, of the training time so far",
+        "bounded by `max_overhead`",
+    ),
+    Quantity(
+        "<layer>/max",
+        "nats/step",
+        "largest exponent of a layer",
+        "with several layers, the largest exponent of each",
+        "tells which layer explodes",
+    ),
+    Quantity(
+        "aelle/performance",
+        "skill",
+        "predicted final skill",
+        "predicted skill at the end of training, from 0 (chance) to 1 (the best networks of a task)",
+        "prefer another run only where the intervals lie apart",
+    ),
+    Quantity(
+        "aelle/performance_low",
+        "skill",
+        "lower end of its 80 % interval",
+        "lower end of its 80 % interval",
+        "a wide interval says: train on and see",
+    ),
+    Quantity(
+        "aelle/performance_high",
+        "skill",
+        "upper end of its 80 % interval",
+        "upper end of its 80 % interval",
+        "a wide interval says: train on and see",
+    ),
+    Quantity(
+        "aelle/baseline",
+        "skill",
+        "predicted without the spectrum",
+        "the same prediction without the spectrum, which it must beat",
+        "close to `performance`: the spectrum has nothing to add here",
+    ),
+    Quantity(
+        "aelle/failure_probability",
+        "probability",
+        "probability of failure",
+        "that the network never learns its task: final skill below 0.1",
+        "high before training: another initialisation costs nothing",
+    ),
+    Quantity(
+        "aelle/takeoff_probability",
+        "probability",
+        "probability of taking off",
+        "that its final skill is above 0.3; of a network at chance, that it will still take off",
+        "high: be patient",
+    ),
+    Quantity(
+        "aelle/stability",
+        "probability",
+        "probability of ending stable",
+        "that the trained network is not chaotic",
+        "low: clip gradients, lower the gain",
+    ),
+    Quantity(
+        "aelle/familiarity",
+        "0 to 1",
+        "familiarity",
+        "how like the networks that the scorer was fitted on this one is",
+        "below 0.3: do not rely on the others",
+    ),
+)
+
+QUANTITIES = {quantity.name: quantity for quantity in _TABLE}
+"""All of them, by name; that of a layer under ``<layer>/max``."""
+MEASURED = tuple(name for name in QUANTITIES if "/" not in name)
+"""Names of what is logged of every measurement."""
+SCORED = tuple(name for name in QUANTITIES if name.startswith("aelle/"))
+"""Names of what is logged of every score."""
+
+
+def key_of(name: str, prefix: str = "lyapunov") -> str:
+    """The key that a figure is logged under.
+
+    Args:
+        name: As in :data:`QUANTITIES`.
+        prefix: That of the callback. Under the default one scores keep a prefix of their own.
+
+    Example:
+        >>> key_of("max"), key_of("aelle/stability"), key_of("aelle/stability", "encoder")
+        ('lyapunov/max', 'aelle/stability', 'encoder/aelle/stability')
+    """
+    return name if name.startswith("aelle/") and prefix == "lyapunov" else f"{prefix}/{name}"
+
+
+def name_of(key: str, prefix: str = "lyapunov") -> str | None:
+    """The name of the figure that is logged under a key, the inverse of :func:`key_of`; None where there is none.
+
+    Example:
+        >>> name_of("lyapunov/max"), name_of("encoder/rnn.l0/max", "encoder"), name_of("val/loss")
+        ('max', 'rnn.l0/max', None)
+    """
+    names = (key, key.removeprefix(f"{prefix}/"))
+    return next((name for name in names if key_of(name, prefix) == key), None)

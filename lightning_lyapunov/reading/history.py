@@ -1,0 +1,288 @@
+"""What was measured in the course of a run: a bounded record that a checkpoint can carry."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, get_origin, get_type_hints
+
+import torch
+from torch import Tensor
+
+from lightning_lyapunov.engine.spectrum import LyapunovSpectrum
+from lightning_lyapunov.names import name_of
+from lightning_lyapunov.reading.features import known_growth
+
+LIMIT = 256
+"""Measurements kept; when there are more, every second one is dropped, so that the whole run stays covered."""
+BYTES = 800_000
+"""What those kept may take in a checkpoint; where they are large, of many exponents or layers, fewer are kept."""
+FEWEST = 5
+"""Sequences from which eight in ten of them can be told from all."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One measurement of a run."""
+
+    step: int
+    """The Trainer's ``global_step``: updates made before it."""
+    epoch: int
+    """Epoch in which it was made; the one before the first update has epoch 0 as well, and step 0."""
+    exponents: Tensor
+    """(K,) nats per step, float32 on the CPU, largest first."""
+    metrics: dict[str, float]
+    """What was logged, by name, as in :data:`lightning_lyapunov.names.QUANTITIES`: without the prefix of the keys."""
+    stderr: Tensor | None = None
+    """(K,) standard errors of the exponents, nats per step; NaN where not known."""
+    error: Tensor | None = None
+    """(K,) half-widths of their 95 % bars, nats per step; where not given, two standard errors."""
+    settled: Tensor | None = None
+    """(K,) bool: may be read as rates in the long run; None where that was not looked at."""
+    trusted: Tensor | None = None
+    """(K,) bool: inside the precision law."""
+    dimension: int | None = None
+    """D of the state: K of these exponents were measured."""
+    length: int | None = None
+    """Steps of the longest sequence that the network was driven with, of which the first ones were measured."""
+    growth: Tensor | None = None
+    """(G,) mean ln σ of the product of all Jacobians of a sequence, largest first, nats over the sequence."""
+    growth_error: Tensor | None = None
+    """(G,) half-widths of their 95 % bars, nats."""
+    gain: float = math.nan
+    """What a gradient grows by over a sequence, nats: mean over sequences of the root mean square."""
+    gain_error: float = math.nan
+    """Half-width of its 95 % bar, nats."""
+    gain_low: float = math.nan
+    """What a tenth of the sequences lie below, nats."""
+    gain_high: float = math.nan
+    """What a tenth of the sequences lie above, nats."""
+    growth_steps: float = math.nan
+    """Steps over which growth was measured, mean over sequences."""
+    growth_whole: bool = False
+    """Whether these were whole sequences, if of different lengths; else the first steps of longer ones."""
+    growth_of: str = ""
+    """The layer whose growth it is, where that of all together is not known; empty: of all together."""
+    layers: dict[str, list[float]] = field(default_factory=dict)
+    """Of each layer, if there are several: the largest exponent and its error (nats per step), whether it has settled
+    (0 or 1), the gain, its error and the largest ln σ (nats over a sequence)."""
+    latent: Tensor | None = None
+    """(L,) the AeLLE code of the spectrum, if it was scored."""
+    reached: float | None = None
+    """Skill so far, as the scorer was told it."""
+    source: str | None = None
+    """Where the inputs came from, in a word."""
+
+    def __post_init__(self) -> None:
+        if self.error is None and self.stderr is not None:
+            object.__setattr__(self, "error", 2 * self.stderr)
+
+    @classmethod
+    def of(
+        cls,
+        spectrum: LyapunovSpectrum,
+        *,
+        step: int = 0,
+        epoch: int = 0,
+        metrics: Mapping[str, float] | None = None,
+        length: int | None = None,
+        latent: Tensor | None = None,
+        reached: float | None = None,
+        source: str | None = None,
+    ) -> Measurement:
+        """What is kept of a spectrum.
+
+        Args:
+            spectrum: As measured, on whatever device.
+            step: Updates made before it.
+            epoch: In which it was made.
+            metrics: What was logged of it, by name without prefix.
+            length: Steps of the longest sequence; if None as many as were measured, with the transient.
+            latent: The AeLLE code (L,), if it was scored.
+            reached: Skill so far.
+            source: Where the inputs came from, in a word.
+        """
+        length = length or spectrum.steps + spectrum.transient
+        layers = {name: _layer(part) for name, part in spectrum.parts.items()}
+        known: dict[str, Any] = {}
+        of, growth = known_growth(spectrum)
+        if growth is not None:
+            gains = growth.gain_per_sequence.double().sort().values.tolist()
+            tenth = round((len(gains) - 1) / 10)
+            known = {
+                "growth": growth.log_singular_values.float().cpu(),
+                "growth_error": growth.error.float().cpu(),
+                "gain": growth.gain,
+                "gain_error": growth.gain_error,
+                "growth_steps": float(growth.lengths.double().mean()),
+                "growth_whole": int(growth.lengths.max()) >= length,
+                "growth_of": of,
+            }
+            if len(gains) >= FEWEST:
+                known |= {"gain_low": gains[tenth], "gain_high": gains[-1 - tenth]}
+        return cls(
+            step,
+            epoch,
+            exponents=spectrum.exponents.float().cpu(),
+            metrics=dict(metrics or {}),
+            stderr=spectrum.stderr.float().cpu(),
+            error=spectrum.error.float().cpu(),
+            settled=spectrum.settled.cpu(),
+            trusted=spectrum.trusted.cpu(),
+            dimension=spectrum.dimension,
+            length=length,
+            layers=layers,
+            latent=None if latent is None else latent.float().cpu(),
+            reached=reached,
+            source=source,
+            **known,
+        )
+
+    def layer(self, name: str) -> Measurement:
+        """What was measured of one layer, of which the largest exponent and ln σ are kept."""
+        largest, error, settled, gain, gain_error, growth = self.layers[name]
+        return Measurement(
+            self.step,
+            self.epoch,
+            exponents=torch.tensor([largest]),
+            metrics={},
+            error=torch.tensor([error]),
+            settled=None if self.settled is None else torch.tensor([bool(settled)]),
+            length=self.length,
+            growth=torch.tensor([growth]),
+            gain=gain,
+            gain_error=gain_error,
+            growth_steps=self.growth_steps,
+            growth_whole=self.growth_whole,
+            growth_of=name,
+        )
+
+
+def _layer(part: LyapunovSpectrum) -> list[float]:
+    largest, error, settled = float(part.exponents[0]), float(part.error[0]), float(part.settled[0])
+    if part.growth is None:
+        return [largest, error, settled, math.nan, math.nan, math.nan]
+    gain, most = part.growth.gain, float(part.growth.log_singular_values[0])
+    return [largest, error, settled, gain, part.growth.gain_error, most]
+
+
+class History:
+    """Measurements of a run, oldest first, thinned out evenly as they become many.
+
+    Args:
+        prefix: First part of the keys that their metrics are logged under: the callback's.
+    """
+
+    def __init__(self, prefix: str = "lyapunov") -> None:
+        self.prefix = prefix
+        self._measurements: list[Measurement] = []
+        self._stride = 1  # keep one measurement out of so many
+        self._seen = 0
+        self._bytes = 0  # of those kept
+
+    def append(self, measurement: Measurement) -> None:
+        """Add the newest measurement; the newest is always kept, and the first."""
+        if self._measurements and (self._seen - 1) % self._stride:
+            self._bytes -= _bytes_of(self._measurements.pop())  # the newest so far was between two that are kept
+        self._measurements.append(measurement)
+        self._bytes += _bytes_of(measurement)
+        self._seen += 1
+        while len(self) > LIMIT or (self._bytes > BYTES and len(self) > 2):
+            thinned = self._measurements[::2]
+            if thinned[-1] is not measurement:
+                thinned.append(measurement)
+            self._measurements = thinned
+            self._bytes = sum(map(_bytes_of, thinned))
+            self._stride *= 2
+
+    def __len__(self) -> int:
+        return len(self._measurements)
+
+    def __iter__(self) -> Iterator[Measurement]:
+        return iter(self._measurements)
+
+    def __getitem__(self, index: int) -> Measurement:
+        return self._measurements[index]
+
+    def values(self, name: str) -> list[float]:
+        """One figure, as ``max`` or ``aelle/performance``, at every measurement; NaN where it was not known."""
+        return [measurement.metrics.get(name, math.nan) for measurement in self]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values only, so that a checkpoint loads under ``weights_only=True``."""
+        return {"seen": self._seen, "stride": self._stride, "measurements": [_plain(m) for m in self]}
+
+    def load_state_dict(self, state: Any) -> list[str]:
+        """Go on from :meth:`state_dict`, or from as much of it as another version wrote.
+
+        Returns:
+            What was amiss, if anything, in words.
+        """
+        known, amiss = read_state(state, {"seen": int, "stride": int, "measurements": list}, "history")
+        self._measurements = []
+        for written in known.get("measurements", []):
+            kept, troubles = read_state(written, _KINDS, "a measurement")
+            amiss += [trouble for trouble in troubles if trouble not in amiss]
+            if kept.keys() >= _NEEDED:
+                if "growth" not in written:  # of the time when metrics had the names that they are logged under
+                    kept["metrics"] = {name_of(str(key), self.prefix) or key: v for key, v in kept["metrics"].items()}
+                layers = {name: _six_of(values) for name, values in kept.get("layers", {}).items()}
+                kept["layers"] = {name: values for name, values in layers.items() if values}
+                self._measurements.append(Measurement(**kept))
+        self._stride = max(1, known.get("stride", 1))
+        self._seen = max(known.get("seen", 0), len(self))
+        self._bytes = sum(map(_bytes_of, self))
+        return amiss
+
+
+_KINDS = {name: dict if get_origin(hint) is dict else hint for name, hint in get_type_hints(Measurement).items()}
+"""What each field of a measurement is."""
+_NEEDED = {f.name for f in fields(Measurement) if f.default is MISSING and f.default_factory is MISSING}
+
+
+def _six_of(values: Any) -> list[float]:
+    """What is kept of a layer: as it is, or from its largest exponent and standard error alone; else nothing."""
+    if not isinstance(values, list) or not all(isinstance(value, float | int) for value in values):
+        return []
+    return [values[0], 2 * values[1], 0.0, *[math.nan] * 3] if len(values) == 2 else values if len(values) == 6 else []
+
+
+def _plain(measurement: Measurement) -> dict[str, Any]:
+    """A measurement as a checkpoint takes it, and no more than it holds."""
+    state = {f.name: getattr(measurement, f.name) for f in fields(measurement)}
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            state[name] = value.clone()  # of a view, torch.save would write all that it is a view of
+        elif isinstance(value, dict):
+            state[name] = {sys.intern(key): item for key, item in value.items()}  # pickle writes one object once
+    return state
+
+
+def _bytes_of(measurement: Measurement) -> int:
+    """About what it takes in a checkpoint: each tensor is a file of its own there, and each number a few bytes."""
+    values = [getattr(measurement, f.name) for f in fields(measurement)]
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    numbers = len(measurement.metrics) + 7 * len(measurement.layers)
+    return 400 + sum(400 + tensor.numel() * tensor.element_size() for tensor in tensors) + 16 * numbers
+
+
+def read_state(state: Any, kinds: Mapping[str, Any], of: str) -> tuple[dict[str, Any], list[str]]:
+    """Of a state that another version may have written: the fields that are known and of the right kind.
+
+    Args:
+        state: What the checkpoint holds.
+        kinds: The fields that it should have, and the types of their values.
+        of: What it is the state of.
+
+    Returns:
+        The good ones, and what was amiss with the others, in words.
+    """
+    if not isinstance(state, dict):
+        return {}, [f"{of} is {type(state).__name__}, not a dictionary"]
+    known = {name: state[name] for name, kind in kinds.items() if name in state and isinstance(state[name], kind)}
+    missing = [f"{of} has no {name}" for name in kinds if name not in state]
+    wrong = [f"{name} of {of} is {type(state[name]).__name__}" for name in kinds if name in state and name not in known]
+    unknown = [f"{name} of {of} is not known" for name in state if name not in kinds]
+    return known, missing + wrong + unknown

@@ -1,0 +1,179 @@
+"""The state of a network in a sentence or two, one function for each state that a verdict may name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from lightning_lyapunov.reading.conditions import (
+    MILD,
+    explodes,
+    gain,
+    grows,
+    has_settled,
+    is_chaotic,
+    is_collapsed,
+    is_dead,
+    is_forgetting,
+    is_old,
+    is_stable,
+    largest,
+    most,
+)
+from lightning_lyapunov.reading.history import Measurement
+from lightning_lyapunov.reading.words import (
+    factor,
+    in_words,
+    over_a_sequence,
+    percent,
+    plus_minus,
+    since,
+    steps_of,
+    steps_to_a_percent,
+)
+
+Level = Literal["good", "note", "warning"]
+Run = Sequence[Measurement]
+TOO_MANY = 100.0
+"""Times as many sequences as measured. Where more would be needed to tell an exponent from 0, it is 0 in practice."""
+
+
+def _saturated(run: Run) -> tuple[Level, str]:
+    """Growth at first, death now, told as one story."""
+    first = run[0]
+    growth = over_a_sequence(first, past=True)
+    exponent = f"its largest exponent was {in_words(first)}"
+    if is_chaotic(first):
+        was = f"the network was chaotic: {exponent}{', and ' * bool(growth)}{growth}"
+    else:
+        was = growth or exponent
+    return "warning", (
+        f"Before the first update {was}. Such growth drives units into saturation, where they no longer respond: "
+        f"every direction of the state is dead {since(run, is_dead)}. Saturated units learn no more, so begin again: "
+        "lower the recurrent gain or initialise orthogonally, lower the learning rate, and clip gradients."
+    )
+
+
+def _collapsed(run: Run) -> tuple[Level, str]:
+    what = _capital(what_is_left(run[-1]))
+    return "warning", (
+        f"{what}, {since(run, is_collapsed)}. The recurrence carries nothing. Raise the recurrent gain, initialise it "
+        "orthogonally, lower weight decay, or look for saturated units."
+    )
+
+
+def what_is_left(measurement: Measurement) -> str:
+    """What a collapsed network leaves of a perturbation, in a clause."""
+    if is_dead(measurement):
+        return "every direction of the state is dead"
+    if has_settled(measurement) or math.isnan(measurement.growth_steps):
+        left = percent(math.exp(largest(measurement)[0]))
+        return f"the largest exponent is {in_words(measurement)}, which leaves {left} of a perturbation after one step"
+    left = percent(math.exp(most(measurement)[0] / measurement.growth_steps))
+    return f"over {steps_of(measurement)} at most {left} of a perturbation is left after each step"
+
+
+def _growing(run: Run) -> tuple[Level, str]:
+    """Chaotic, growing or growing mildly: a warning if by more than 2 nats over the sequence."""
+    newest = run[-1]
+    growth, is_much = over_a_sequence(newest), explodes(newest)
+    exponent = f"The largest exponent is {in_words(newest)} and has been above 0 beyond its error"
+    if is_chaotic(newest):
+        text = f"{exponent} {since(run, is_chaotic)}: the network is chaotic{', and ' * bool(growth)}{growth}."
+    elif growth:
+        past = f"by more than {factor(MILD)} {since(run, explodes)}" if is_much else since(run, grows)
+        text = f"{_capital(growth)}; it has done so {past}."
+    else:
+        text = f"{exponent} {since(run, grows)}: gradients grow."
+    if is_much:
+        return "warning", f"{text} Lower the recurrent gain or the learning rate, or clip gradients."
+    return "note", f"{text} That is mild; keep an eye on it, above all with longer sequences."
+
+
+def _forgetting(run: Run) -> tuple[Level, str]:
+    """But a note before the first update, when gates are yet to open."""
+    newest = run[-1]
+    what = _capital(over_a_sequence(newest)) or f"The largest exponent is {in_words(newest)}"
+    rate = ""
+    if is_stable(newest):
+        rate = f"a perturbation is down to 1 % after {steps_to_a_percent(largest(newest)[0])} steps, so "
+    return "warning" if newest.step > 0 else "note", (
+        f"{what}, and the network has been forgetting {since(run, is_forgetting)}: {rate}nothing is carried from the "
+        "first step of a sequence to the last. If the task needs more memory, raise the recurrent gain or the bias of "
+        "the forget gate, or initialise orthogonally."
+    )
+
+
+def _remembering(run: Run) -> tuple[Level, str]:
+    newest = run[-1]
+    what = _capital(over_a_sequence(newest)) or f"The largest exponent is {in_words(newest)}, close to 0"
+    return "good", (
+        f"{what}: what enters at the first of these steps still counts at the last, and gradients do not explode on "
+        "the way. Leave it as it is."
+    )
+
+
+def _fading(run: Run) -> tuple[Level, str]:
+    """Stable, or where exponents have not settled fading."""
+    newest = run[-1]
+    growth = over_a_sequence(newest)
+    text = f"{_capital(growth)}." if growth else ""
+    if is_stable(newest):
+        steps = f" of your {newest.length}" if newest.length else ""
+        text = (
+            f"The largest exponent is {in_words(newest)}: the network is stable, and a perturbation is down to 1 % "
+            f"after {steps_to_a_percent(largest(newest)[0])} steps{steps}. {text}"
+        ).rstrip()
+    return "good", f"{text} If the task needs more memory, raise the recurrent gain or the bias of the forget gate."
+
+
+def _undecided(run: Run) -> tuple[Level, str]:
+    """Of λ₁ where it has settled, or is of an older version; else of growth."""
+    newest = run[-1]
+    if has_settled(newest) or is_old(newest):
+        question = "the network is chaotic" if has_settled(newest) else "perturbations grow or fade"
+        return "note", (
+            f"Whether {question} is undecided: the largest exponent is {in_words(newest)}. {_to_decide(newest)}"
+        )
+    if math.isnan(sum(gain(newest))):
+        return "note", (
+            "The exponents have not settled, and growth over a sequence is not known, so nothing is made of them: "
+            "measure longer sequences (num_steps), or more of them (num_sequences)."
+        )
+    return "note", (
+        f"Whether gradients grow or shrink over {steps_of(newest)} is undecided: they do by "
+        f"{plus_minus(*gain(newest))} nats. More sequences (num_sequences) would decide."
+    )
+
+
+def _to_decide(newest: Measurement) -> str:
+    """How much more to measure: errors fall with the root of the number of sequences, to what start and frame leave."""
+    value, error = largest(newest)
+    sampling = error if newest.stderr is None else 2 * float(newest.stderr[0])
+    floor = max(error**2 - sampling**2, 0.0)
+    if value**2 * TOO_MANY < error**2:
+        return "It is so close to 0 that no sensible number of sequences would decide: take it for 0."
+    if value**2 <= floor or sampling**2 > TOO_MANY * (value**2 - floor):
+        return "Longer sequences (num_steps) would decide."
+    times = sampling**2 / (value**2 - floor)
+    return f"About {times:.2g} times as many sequences (num_sequences), or longer ones, would decide."
+
+
+def _capital(clause: str) -> str:
+    return clause[:1].upper() + clause[1:]
+
+
+STATES: dict[str, Callable[[Run], tuple[Level, str]]] = {
+    "saturated": _saturated,
+    "collapsed": _collapsed,
+    "chaotic": _growing,
+    "growing": _growing,
+    "mild growth": _growing,
+    "forgetting": _forgetting,
+    "remembering": _remembering,
+    "stable": _fading,
+    "fading": _fading,
+    "undecided": _undecided,
+}
+"""By verdict: how much it matters, and the sentences."""

@@ -1,0 +1,130 @@
+"""Numbers in words: with their errors, as factors and shares, and what happens to a gradient over a sequence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from lightning_lyapunov.reading.conditions import gain, largest, most
+from lightning_lyapunov.reading.history import Measurement
+
+_PRESENT, _PAST = ("keeps", "grows", "shrinks to", "vanishes"), ("kept", "grew", "shrank to", "vanished")
+
+
+def in_words(measurement: Measurement) -> str:
+    """The largest exponent with its error, as ``+0.13 ± 0.02 nats/step``."""
+    return f"{plus_minus(*largest(measurement))} nats/step"
+
+
+def plus_minus(value: float, error: float) -> str:
+    """A figure with its error, as ``+0.13 ± 0.02``; without one where that is not known.
+
+    Example:
+        >>> plus_minus(0.1312, 0.0213), plus_minus(-0.5, float("nan"))
+        ('+0.13 ± 0.02', '-0.500')
+    """
+    if not (math.isfinite(value) and error > 0):
+        return f"{value:+.3f}"
+    digits = min(max(-math.floor(math.log10(error)), 1), 4)
+    return f"{value:+.{digits}f} ± {error:.{digits}f}"
+
+
+def two_digits(amount: float) -> str:
+    """A positive number to two digits, by its power of ten where it is large or small.
+
+    Example:
+        >>> [two_digits(x) for x in (1.04, 9.96, 4105.2, 3.44e8, 0.00021)]
+        ['1.0', '10', '4,100', '3.4·10^8', '2.1·10^-4']
+    """
+    digits, tens = f"{amount:.1e}".split("e")
+    if 0 <= int(tens) < 6:
+        return digits if int(tens) == 0 else f"{round(float(digits) * 10 ** int(tens)):,}"
+    return f"{digits}·10^{int(tens)}"
+
+
+def factor(nats: float) -> str:
+    """What something is multiplied by as it grows by so many nats: ``9.3-fold``, or where it shrinks ``1/9.3``.
+
+    Example:
+        >>> factor(2.23), factor(-2.23), factor(-math.inf)
+        ('9.3-fold', '1/9.3', '0')
+    """
+    if nats == -math.inf:
+        return "0"
+    tens = abs(nats) / math.log(10)
+    # Of what no float holds, by its logarithm.
+    amount = two_digits(math.exp(abs(nats))) if tens < 300 else f"10^{round(tens)}"
+    if amount == "1.0" or nats > 0:
+        return f"{amount}-fold"
+    return f"1/{amount}" if tens < 6 else two_digits(math.exp(nats)) if tens < 300 else f"10^-{round(tens)}"
+
+
+def over_a_sequence(measurement: Measurement, *, past: bool = False) -> str:
+    """What happens to a gradient over a sequence, in a clause.
+
+    As "over your 8 steps a gradient grows 2.6-fold in a typical sequence (at most 9.3-fold), and between 1.5-fold and
+    4.1-fold in eight sequences of ten". The most is that of a typical sequence too. Empty where growth is not known.
+    """
+    value, low, high = measurement.gain, measurement.gain_low, measurement.gain_high
+    if math.isnan(value):
+        return ""
+    amount = factor(value)
+    keeps, rises, shrinks, vanishes = _PAST if past else _PRESENT
+    if value == -math.inf:
+        changes = vanishes
+    else:
+        changes = f"{keeps} its size" if amount == "1.0-fold" else f"{rises if value > 0 else shrinks} {amount}"
+    layer = f" in layer {measurement.growth_of}" if measurement.growth_of else ""
+    told = f"over {steps_of(measurement)} a gradient{layer} {changes} in a typical sequence"
+    if value > -math.inf and not math.isnan(best := most(measurement)[0]):
+        told += f" (at most {factor(best)})"
+    if value > -math.inf and not math.isnan(low):
+        told += f", and between {factor(low)} and {factor(high)} in eight sequences of ten"
+    return told
+
+
+def steps_of(measurement: Measurement) -> str:
+    """The steps that growth was measured over, beside those of a sequence: ``the first 64 of your 300 steps``."""
+    steps, length = measurement.growth_steps, measurement.length
+    if math.isnan(steps):
+        return f"your {length} steps" if length else "a sequence"
+    if length is None or round(steps) >= length:
+        return f"your {steps:.0f} steps"
+    if measurement.growth_whole:
+        return f"your sequences of {steps:.0f} steps on average"
+    return f"the first {steps:.0f} of your {length} steps"
+
+
+def horizon(measurement: Measurement, unit: str = "steps") -> str:
+    """Steps in which a gradient changes e-fold: ``12 steps``, or ``at least 40 steps`` where the error rules."""
+    value = measurement.metrics.get("gradient_horizon", math.nan)
+    if math.isnan(value):
+        return ""
+    gained, error = gain(measurement)
+    least = "at least " if error > abs(gained) and not math.isnan(measurement.gain) else ""
+    return f"{least}{value:,.0f} {unit}" if value >= 100 else f"{least}{value:.1f} {unit}"
+
+
+def percent(share: float) -> str:
+    """A share to two digits."""
+    return f"{100 * share:.2g} %" if share < 0.995 else "over 99 %"
+
+
+def steps_to_a_percent(rate: float) -> int:
+    """Steps until a perturbation is down to 1 %, at a rate below 0 in nats per step."""
+    return math.ceil(math.log(100) / -rate)
+
+
+def since(run: Sequence[Measurement], holds: Callable[[Measurement], bool]) -> str:
+    """When the unbroken run of measurements up to the newest began, as ``since epoch 3``."""
+    first = run[-1]
+    for measurement in reversed(run):
+        if not holds(measurement):
+            break
+        first = measurement
+    return f"since {when(first)}"
+
+
+def when(measurement: Measurement) -> str:
+    """When it was made."""
+    return "before the first update" if measurement.step == 0 else f"epoch {measurement.epoch}"

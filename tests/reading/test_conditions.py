@@ -1,0 +1,250 @@
+"""Each condition holds where its formula does, and not a step beside; the formulas are those of its docstring."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from made import course, history, layer, measured, of_an_older_version
+
+from lightning_lyapunov.reading.conditions import (
+    DEAD,
+    distance,
+    explodes,
+    gain,
+    has_converged,
+    has_saturated,
+    has_settled,
+    is_chaotic,
+    is_collapsed,
+    is_dead,
+    is_forgetting,
+    is_predicted_to_fail,
+    is_remembering,
+    is_stable,
+    largest,
+    most,
+    noise_between,
+    run_of,
+    verdict,
+)
+from lightning_lyapunov.reading.history import History, Measurement
+
+INF, NAN = math.inf, math.nan
+
+
+# ------------------------------------------------------------------ figures
+
+
+def test_the_error_is_that_of_the_bar_and_of_older_versions_two_standard_errors() -> None:
+    bar = Measurement(0, 0, torch.tensor([0.5]), {}, stderr=torch.tensor([0.125]), error=torch.tensor([0.75]))
+    assert largest(bar) == (0.5, 0.75)
+    assert largest(Measurement(0, 0, torch.tensor([0.5]), {}, stderr=torch.tensor([0.125]))) == (0.5, 0.25)
+    assert largest(Measurement(0, 0, torch.tensor([0.5]), {"max_stderr": 0.125})) == (0.5, 0.25)
+    assert math.isnan(largest(Measurement(0, 0, torch.tensor([0.5]), {}))[1])
+
+
+def test_the_exponent_times_the_steps_stands_in_for_the_gain_of_older_versions_alone() -> None:
+    assert gain(of_an_older_version(0.5, 0.125)) == most(of_an_older_version(0.5, 0.125)) == (32.0, 16.0)
+    assert gain(measured(0.5, 0.25, gain=1.0, gain_error=0.5)) == (1.0, 0.5)
+    assert all(map(math.isnan, gain(measured(0.5, gain=NAN))))
+    assert all(map(math.isnan, gain(of_an_older_version(0.5, length=None))))
+
+
+# ------------------------------------------------------------------ of one measurement
+
+
+@pytest.mark.parametrize(
+    ("top", "error", "settled", "holds"),
+    [
+        (0.2, 0.19, True, True),
+        (0.2, 0.21, True, False),
+        (0.2, 0.01, False, False),  # however large
+        (0.2, 0.01, None, False),  # not looked at
+        (0.2, NAN, True, False),
+        (INF, NAN, True, False),
+    ],
+)
+def test_chaos_is_of_settled_exponents_above_zero_beyond_their_error(
+    top: float, error: float, settled: bool | None, holds: bool
+) -> None:
+    made = measured(top, error, settled=settled)
+    assert is_chaotic(made) == holds
+    assert has_settled(made) == bool(settled)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "grows_much", "forgets"),
+    [
+        (2.2, 0.1, True, False),
+        (2.2, 0.3, False, False),
+        (2.2, NAN, False, False),
+        (-10.2, 0.1, False, True),
+        (-10.2, 0.3, False, False),
+        (NAN, NAN, False, False),
+    ],
+)
+def test_what_explodes_and_what_is_forgotten_is_judged_by_the_gain(
+    value: float, error: float, grows_much: bool, forgets: bool
+) -> None:
+    """Whatever the largest exponent is: these have one that times the steps would say the opposite."""
+    made = measured(-0.2 if value > 0 else 0.2, gain=value, gain_error=error)
+    assert explodes(made) == grows_much
+    assert is_forgetting(made) == forgets
+
+
+@pytest.mark.parametrize(
+    ("top", "value", "most_", "holds"),
+    [
+        (-0.1, -1.0, 0.5, True),
+        (-0.1, -4.0, -1.8, True),  # what lasts best still counts, though a typical direction does not
+        (-0.1, -4.0, -2.0, False),
+        (0.1, 1.0, 2.0, False),  # chaotic
+        (0.0, 1.8, 3.0, True),
+        (0.0, 2.0, 3.0, False),
+    ],
+)
+def test_remembering_is_judged_by_what_lasts_best(top: float, value: float, most_: float, holds: bool) -> None:
+    assert is_remembering(measured(top, gain=value, most=most_)) == holds
+
+
+@pytest.mark.parametrize(
+    ("top", "settled", "most_", "holds"),
+    [
+        (-1.03, True, 5.0, True),
+        (-1.01, True, -99.0, False),
+        (-1.03, False, -60.0, False),  # not settled: what grew most is down by less than e-fold a step
+        (-0.1, False, -65.0, True),  # 64 steps
+        (-1.03, False, NAN, False),
+        (-INF, False, NAN, True),
+    ],
+)
+def test_collapse_is_judged_by_the_rate_where_it_has_settled_and_else_by_growth(
+    top: float, settled: bool, most_: float, holds: bool
+) -> None:
+    assert is_collapsed(measured(top, settled=settled, gain=-70.0, most=most_)) == holds
+
+
+def test_older_versions_are_judged_as_they_were() -> None:
+    """Oracle: the limits of λ₁T ± 2σT, T = 64."""
+    assert explodes(of_an_older_version(0.06)) and not explodes(of_an_older_version(0.05))  # 3.8 and 3.2, less 1.3
+    assert not is_chaotic(of_an_older_version(0.06))
+    assert is_forgetting(of_an_older_version(-0.18)) and not is_forgetting(of_an_older_version(-0.17))
+    assert is_remembering(of_an_older_version(-0.01)) and not is_remembering(of_an_older_version(-0.02))
+    assert is_collapsed(of_an_older_version(-1.03)) and not is_collapsed(of_an_older_version(-1.01))
+    assert is_stable(of_an_older_version(-0.03)) and not is_stable(of_an_older_version(-0.01))
+
+
+def test_dead_is_what_has_no_living_direction_or_lets_nothing_through() -> None:
+    assert is_dead(measured(DEAD)) and not is_dead(measured(DEAD + 1, gain=-99.0))
+    assert is_dead(measured(-0.1, gain=-INF))
+    assert not is_dead(measured(-0.1, gain=-INF, gain_low=-INF, gain_high=-3.0))  # one sequence in ten alone
+
+
+def test_what_is_predicted_to_fail_must_be_familiar() -> None:
+    failing = {"failure_probability": 0.9, "familiarity": 0.3}
+    assert is_predicted_to_fail(measured(0.0, scores=failing))
+    assert not is_predicted_to_fail(measured(0.0, scores=failing | {"familiarity": 0.29}))
+    assert not is_predicted_to_fail(measured(0.0, scores=failing | {"failure_probability": 0.89}))
+    assert is_predicted_to_fail(measured(0.0, scores={"failure_probability": 0.5, "familiarity": 0.1}), 0.5, 0.1)
+    assert not is_predicted_to_fail(measured(0.0))
+
+
+def test_a_layer_is_judged_as_a_network() -> None:
+    made = measured(0.0, layers={"a": layer(0.2, 3.0), "b": layer(-0.3, -20.0, settled=False), "c": layer(-INF)})
+    assert explodes(made.layer("a")) and is_chaotic(made.layer("a"))
+    assert is_forgetting(made.layer("b")) and not has_settled(made.layer("b"))
+    assert is_dead(made.layer("c"))
+
+
+# ------------------------------------------------------------------ verdicts
+
+
+@pytest.mark.parametrize(
+    ("made", "word"),
+    [
+        (measured(0.13), "chaotic"),
+        (measured(0.03, 0.01, gain=1.0), "chaotic"),  # mildly
+        (measured(0.13, settled=False), "growing"),
+        (measured(0.03, 0.04, gain=2.5), "growing"),
+        (measured(0.13, 0.02, settled=False, gain=0.8), "mild growth"),
+        (measured(-0.15, gain=-11.0), "forgetting"),
+        (measured(-0.02, gain=-1.0), "remembering"),
+        (measured(-0.02, gain=0.05), "remembering"),  # whether it grows or shrinks is within the error
+        (measured(-0.15), "stable"),
+        (measured(-0.15, settled=False), "fading"),
+        (measured(-1.05), "collapsed"),
+        (measured(-INF), "collapsed"),
+        (measured(0.01, 0.02, gain=-5.0, gain_error=6.0), "undecided"),
+        (measured(-0.15, settled=False, gain=NAN), "undecided"),
+        (measured(-0.15, NAN, settled=False, gain=NAN), "unknown"),
+        (measured(NAN, NAN, gain=NAN), "unknown"),
+        (of_an_older_version(0.13), "growing"),
+        (of_an_older_version(-0.15), "stable"),
+        (of_an_older_version(0.0, 0.1), "undecided"),
+    ],
+)
+def test_verdict_in_a_word(made: Measurement, word: str) -> None:
+    assert verdict([made]) == word
+    assert verdict(history(measured(0.0, step=1, gain=0.0), made)) == word
+
+
+def test_a_short_sequence_is_never_called_chaotic() -> None:
+    """The digits: 8 steps, of which 4 count, never settle; λ₁ = +0.20 ± 0.03 over them is a gain of 0.8."""
+    digits = measured(0.2, 0.03, settled=False, gain=0.8, most=2.3, length=8)
+    assert verdict([digits]) == "mild growth"
+    assert verdict([measured(0.3, 0.03, settled=False, gain=2.6, most=4.0, length=8)]) == "growing"
+
+
+def test_saturation_is_growth_at_first_and_death_at_last() -> None:
+    first, dead = measured(0.3, step=0, epoch=0), measured(-INF)
+    assert has_saturated(history(first, dead)) and verdict(history(first, measured(0.4, step=9), dead)) == "saturated"
+    assert has_saturated(history(measured(0.3, step=0, settled=False), measured(-0.5, gain=-INF)))
+    assert not has_saturated(history(measured(-0.3, step=0), dead))
+    assert not has_saturated(history(first, measured(-0.3)))
+    assert not has_saturated(history(measured(0.3, step=10), dead))  # how it began is not known
+    assert verdict([dead]) == "collapsed" and verdict([]) == "unknown"
+
+
+# ------------------------------------------------------------------ of several
+
+
+def test_a_second_fit_of_the_same_callback_stands_alone() -> None:
+    steps = [m.step for m in run_of(history(*(measured(0.0, step=s) for s in (0, 10, 20, 0, 10))))]
+    assert steps == [0, 10] and run_of([]) == []
+
+
+def test_a_spectrum_that_agrees_with_its_last_three_has_converged() -> None:
+    assert not has_converged(course(-0.1, -0.1, -0.1, -0.1))  # the one before the first update does not count
+    assert has_converged(course(-0.1, -0.1, -0.1, -0.1, -0.101))
+    assert not has_converged(History())
+
+
+def test_a_slow_drift_has_not_converged() -> None:
+    """Each is within the noise √2 · 0.01 of the next, all three exponents alike, but not of the one three before."""
+    drift = [measured(-0.1 - d, step=10 * i + 10, rest=(-0.5 - d,)) for i, d in enumerate((0.0, 0.01, 0.02, 0.03))]
+    assert not has_converged(history(*drift))
+    assert has_converged(history(*drift), patience=1)
+
+
+def test_nothing_stands_still_in_coarse_noise() -> None:
+    """Oracle: a standard error of 0.08 is a noise of 0.11, above 0.05 and a tenth of exponents of 0.3 on average."""
+    small: dict[str, Any] = {"rest": (-0.3, -0.4)}
+    assert not has_converged(course(*[-0.1] * 5, error=0.16, **small))
+    assert has_converged(course(*[-0.1] * 5, error=0.06, **small))
+    assert has_converged(course(*[-3.0] * 5, error=0.16, rest=(-4.0, -5.0)))
+
+
+def test_spectra_of_different_length_are_compared_where_both_are_finite() -> None:
+    a = measured(-0.1, rest=(-1.0, -INF, -INF))
+    b = measured(-0.3, step=50, rest=(-1.0, -5.0))
+    assert distance(a, b) == pytest.approx(math.sqrt(0.2**2 / 2), rel=1e-5)
+    assert noise_between(a, b) == pytest.approx(math.sqrt(2) * 0.01, rel=1e-5)
+    assert math.isnan(distance(measured(-INF, rest=()), b))
+
+
+def test_noise_is_of_standard_errors_and_not_of_the_bar() -> None:
+    wide = [measured(-0.1 - d, 0.02, step=10 * i + 10) for i, d in enumerate((0.0, 0.1))]
+    for made in wide:
+        object.__setattr__(made, "error", torch.full_like(made.exponents, 5.0))
+    assert noise_between(*wide) == pytest.approx(math.sqrt(2) * 0.01, rel=1e-5)

@@ -1,0 +1,77 @@
+"""One table of names: what is logged, read, drawn and documented is in it, and it is in what is documented."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lightning_lyapunov import LyapunovEarlyStopping, LyapunovSpectrumCallback
+from lightning_lyapunov.cli import writing
+from lightning_lyapunov.loggers import panels, trackers
+from lightning_lyapunov.names import MEASURED, QUANTITIES, SCORED, Quantity, key_of, name_of
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def row_of(quantity: Quantity) -> str:
+    """Its row in README's tables, of measurements and of scores."""
+    unit = f" ({quantity.unit})" if quantity.unit else ""
+    meaning = quantity.meaning.replace("|", r"\|")
+    return f"| `{quantity.name.removeprefix('aelle/')}` | {meaning}{unit} | {quantity.advice} |"
+
+
+def rows_of_docstring() -> dict[str, str]:
+    """Of the callback's tables, by what stands in their first column, the unit."""
+    rows: dict[str, str] = {}
+    for table in re.findall(
+        r"^ *(=+(?: +=+)+)\n(.*?)\n *=+(?: +=+)+$", LyapunovSpectrumCallback.__doc__ or "", re.M | re.S
+    ):
+        columns = [match.start() for match in re.finditer("=+", table[0])]
+        for line in table[1].splitlines():
+            name, unit = line.strip()[: columns[1]].strip(), line.strip()[columns[1] : columns[2]].strip()
+            if line.strip().startswith("``"):
+                rows |= dict.fromkeys(re.findall("``(.*?)``", name), unit)
+    return rows
+
+
+@pytest.mark.parametrize("name", QUANTITIES)
+def test_readme_has_the_row_of_each(name: str) -> None:
+    assert row_of(QUANTITIES[name]) in README
+
+
+def test_readme_has_no_other_rows() -> None:
+    table = README.partition("## What the keys mean")[2].partition("\n## ")[0]
+    names = re.findall(r"^\| `([^`]*)`", table, re.MULTILINE)
+    assert sorted(names) == sorted(name.removeprefix("aelle/") for name in QUANTITIES)
+
+
+def test_the_callbacks_docstring_has_all_with_their_units() -> None:
+    expected = {name.removeprefix("aelle/"): quantity.unit or "--" for name, quantity in QUANTITIES.items()}
+    assert rows_of_docstring() == expected
+
+
+def test_every_name_is_read_somewhere_and_none_that_is_not_in_the_table() -> None:
+    assert set(writing.FEATURES) <= set(QUANTITIES)
+    assert {*panels.COLUMNS} == {*MEASURED, *SCORED}
+    charts = [chart for page in trackers._layout("encoder").values() for chart in page.values()]
+    tags = {tag.strip("^$") for _, patterns in charts for tag in patterns}
+    assert {name_of(tag, "encoder") for tag in tags} <= {*QUANTITIES, ".+/max"}
+    for name in (*MEASURED, *SCORED):
+        assert LyapunovEarlyStopping(monitor=key_of(name)).monitor == key_of(name)
+
+
+@pytest.mark.parametrize("prefix", ["lyapunov", "encoder", "a/b", "aelle"])
+def test_the_name_of_the_key_of_a_name_is_that_name(prefix: str) -> None:
+    for name in (*MEASURED, *SCORED, "rnn.l0/max"):
+        assert name_of(key_of(name, prefix), prefix) == name
+
+
+@pytest.mark.parametrize("key", ["max", "val/loss", "encoder/max", "lyapunov/aelle/stability", "lyapunovs/max"])
+def test_keys_of_others_have_no_name(key: str) -> None:
+    assert name_of(key) is None
+
+
+def test_each_is_explained() -> None:
+    for quantity in QUANTITIES.values():
+        assert quantity.title and quantity.meaning and quantity.advice
+        assert not quantity.meaning.endswith(".") and not quantity.advice.endswith(".")
