@@ -69,13 +69,12 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         measure(CASES[int(sys.argv[1])])
         sys.exit()
-    print("| cell | H | steps | sequences | k | peak, MB | gaps given back, MB | bound, MB |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| MB | steps | sequences | k | peak | gaps given back | bound |\n|---|---|---|---|---|---|---|")
     for number, case in enumerate(CASES):
         command, grown = [sys.executable, __file__, str(number)], []
         for more in ({}, {"MALLOC_MMAP_THRESHOLD_": "65536"}):
             done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | more)
             grown.append(f"{float(done.stdout) / 1e6:.0f}")
-        cell, *numbers, k = case
-        row = [cell.upper(), *map(str, numbers), str(k or "all"), *grown, f"{bound(*case) / 1e6:.0f}"]
+        cell, hidden, *numbers, k = case
+        row = [f"{cell.upper()} of {hidden}", *map(str, numbers), str(k or "all"), *grown, f"{bound(*case) / 1e6:.0f}"]
         print(f"| {' | '.join(row)} |", flush=True)

@@ -43,7 +43,7 @@ class LyapunovEarlyStopping(pl.Callback):
     ``chaotic``               the largest exponent has settled and is above 0 by more than its error, and in a typical
                               sequence a gradient grows by more than 2 nats (7-fold), likewise beyond its error
     ``collapsed``             the largest exponent is below -1 nats per step by more than its error, or where it has not
-                              settled, nothing grew by more than that over the sequence; or every direction is dead
+                              settled, even what lasts longest over the sequence shrinks by more; or all is dead
     ``converged``             the last measurements, as many as ``patience``, lie within noise of the newest
     ``predicted_to_fail``     the scorer gives ``probability`` or more that the network never learns, and is familiar
                               with networks like it

@@ -244,7 +244,7 @@ def demo(
     Args:
         directory: Where TensorBoard's files and the report go.
         hidden: Hidden units.
-        gain: Scale of the initial recurrent weights, as 3 for a chaotic beginning; PyTorch's own if left out.
+        gain: Scale of the initial recurrent weights, as 3 for gradients that grow; PyTorch's own if left out.
         epochs: Epochs of 300 updates each.
         seed: Of weights and sequences.
     """

@@ -113,7 +113,7 @@ def lyapunov_spectrum(
         growth: How many leading singular values of the whole sequence's Jacobian to measure beside the exponents; 8,
             or k if that is less, if None, up to 4,096 steps; 0 for none, and no gain.
         second_start: Measure a second time, from states that other sequences ended in, and call settled only exponents
-            in which both agree. Finds networks whose dynamics drift for longer than the sequences; costs as much again.
+            in which both agree. Finds dynamics that drift, if the drift ends within about as many steps; costs as much again.
 
     Returns:
         The exponents ``(K,)``, each with its error bar, growth and gain over the sequences, and how they were measured.

@@ -140,9 +140,10 @@ def _evidence(run: Sequence[Measurement]) -> Iterator[Finding]:
             "of it: measure two sequences or more (num_sequences)."
         )
     elif newest.settled is not None and not has_settled(newest) and value > DEAD:
+        is_cut = newest.growth_steps < (newest.length or 0) and not newest.growth_whole
         missing.append(
             "The exponents have not settled, so what is said here is what happened over these steps: longer sequences "
-            "(num_steps) would show the rates in the long run."
+            f"{'(num_steps) ' * is_cut}would show the rates in the long run."
         )
     if len(run) == 1:
         missing.append(f"There is one measurement so far ({when(newest)}): what training changes shows from the next.")
@@ -256,8 +257,11 @@ def _prediction(run: Sequence[Measurement]) -> Iterator[Finding]:
 
 
 def _movement(run: Sequence[Measurement]) -> Iterator[Finding]:
-    """converged: see :func:`~.conditions.has_converged`; moving: distance to the measurement before > 2 noise."""
-    if len(run) < 2:
+    """converged: see :func:`~.conditions.has_converged`; moving: distance to the measurement before > 2 noise.
+
+    Neither of a network that has collapsed.
+    """
+    if len(run) < 2 or is_collapsed(run[-1]):
         return
     moved, noise = distance(run[-2], run[-1]), noise_between(run[-2], run[-1])
     told = f"{moved:.2g} nats/step apart (rms), the noise is {noise:.2g}"

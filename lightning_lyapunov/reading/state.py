@@ -58,8 +58,8 @@ def _saturated(run: Run) -> tuple[Level, str]:
 def _collapsed(run: Run) -> tuple[Level, str]:
     what = _capital(what_is_left(run[-1]))
     return "warning", (
-        f"{what}, {since(run, is_collapsed)}. The recurrence carries nothing. Raise the recurrent gain, initialise it "
-        "orthogonally, lower weight decay, or look for saturated units."
+        f"{what}, {since(run, is_collapsed)}. The recurrence carries nothing. Look for units that are always off or "
+        "saturated; lower weight decay; raise the recurrent gain, or initialise it orthogonally."
     )
 
 
@@ -83,10 +83,12 @@ def _growing(run: Run) -> tuple[Level, str]:
         text = f"{exponent} {since(run, is_chaotic)}: the network is chaotic{', and ' * bool(growth)}{growth}."
     elif growth:
         past = f"by more than {factor(MILD)} {since(run, explodes)}" if is_much else since(run, grows)
-        text = f"{_capital(growth)}; it has done so {past}."
+        text = f"{_capital(growth)}{f'; it has done so {past}' * (len(run) > 1)}."
     else:
         text = f"{exponent} {since(run, grows)}: gradients grow."
     if is_much:
+        if run[0].step == 0 and (explodes(run[0]) or is_chaotic(run[0])):  # no learning rate has made it so
+            return "warning", f"{text} Lower the recurrent gain, or initialise it orthogonally."
         return "warning", f"{text} Lower the recurrent gain or the learning rate, or clip gradients."
     return "note", f"{text} That is mild; keep an eye on it, above all with longer sequences."
 

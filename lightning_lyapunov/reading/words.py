@@ -78,7 +78,7 @@ def over_a_sequence(measurement: Measurement, *, past: bool = False) -> str:
     told = f"over {steps_of(measurement)} a gradient{layer} {changes} in a typical sequence"
     if value > -math.inf and not math.isnan(best := most(measurement)[0]):
         told += f" (at most {factor(best)})"
-    if value > -math.inf and not math.isnan(low):
+    if value > -math.inf and not math.isnan(low) and factor(low) != factor(high):
         told += f", and between {factor(low)} and {factor(high)} in eight sequences of ten"
     return told
 

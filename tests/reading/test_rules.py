@@ -98,11 +98,12 @@ def test_growth_is_told_where_exponents_have_not_settled() -> None:
     text = of(findings(history(digits)), "mild growth").text
     assert text == (
         "Over your 8 steps a gradient grows 2.2-fold in a typical sequence (at most 10-fold), and between 1.6-fold and "
-        "3.0-fold in eight sequences of ten; it has done so since epoch 3. That is mild; keep an eye on it, above all "
-        "with longer sequences."
+        "3.0-fold in eight sequences of ten. That is mild; keep an eye on it, above all with longer sequences."
     )
     text = of(findings(course(0.0, 0.0, 0.1, 0.1, settled=False)), "growing").text
-    assert "it has done so by more than 7.4-fold since epoch 1. Lower the recurrent gain" in text
+    assert "it has done so by more than 7.4-fold since epoch 1. Lower the recurrent gain or the learning rate" in text
+    text = of(findings(course(0.1, 0.1, settled=False)), "growing").text  # before there was a learning rate
+    assert "Lower the recurrent gain, or initialise it orthogonally." in text and "clip" not in text
     assert "have not settled" in of(findings(history(digits)), "evidence").text
 
 
