@@ -102,8 +102,8 @@ class LyapunovSpectrumCallback(pl.Callback):
         MisconfigurationException: In ``setup``, if another instance uses the same prefix, or if the Trainer's strategy
             keeps parameters in flat pieces (FSDP1, the third stage of DeepSpeed).
 
-    Keys, under the prefix ``lyapunov``, with their units. A value that is unknown, because the spectrum is partial, is
-    not logged.
+    Keys, under the prefix ``lyapunov``, with their units. A value that is unknown, because the spectrum is partial or
+    growth is not measured, is not logged.
 
     =============================  ===========  ========================================================================
     ``max``                        nats/step    largest exponent λ₁, a rate in the long run where it has settled: above
@@ -117,7 +117,7 @@ class LyapunovSpectrumCallback(pl.Callback):
                                                 of its Jacobians
     ``gradient_horizon``           steps        steps in which a gradient changes e-fold, at its pace over a sequence;
                                                 at least so many where the error of the gain is larger than the gain
-    ``stability_margin``           nats/step    −λ₁ less its error: above 0 means stable beyond doubt
+    ``stability_margin``           nats/step    −λ₁ less its error: above 0 the network is stable, if λ₁ has settled
     ``near_zero_fraction``         share        directions with |λ| < 0.05, which keep what they saw
     ``unstable_fraction``          share        directions with λ > 0
     ``kaplan_yorke_dimension``     --           dimension of the attractor

@@ -81,7 +81,7 @@ _TABLE = (
         "stability_margin",
         "nats/step",
         "stability margin",
-        "−λ₁ less its error: above 0 means stable beyond doubt",
+        "−λ₁ less its error: above 0 the network is stable, if λ₁ has settled",
         "below 0 while λ₁ − error is below 0 too: undecided, measure longer sequences or more of them",
     ),
     Quantity(

@@ -20,7 +20,7 @@ import torch
 
 import lightning_lyapunov
 from lightning_lyapunov.files import write_whole
-from lightning_lyapunov.reading.conditions import has_settled, is_chaotic, largest
+from lightning_lyapunov.reading.conditions import has_settled, is_chaotic, is_dead, largest
 from lightning_lyapunov.reading.history import History, Measurement
 from lightning_lyapunov.reading.rules import findings
 from lightning_lyapunov.reading.words import factor, horizon, steps_of
@@ -43,7 +43,7 @@ LEVELS = {"good": ("✓", "Good"), "note": ("ℹ", "Note"), "warning": ("⚠", "
 FIGURES = {
     "spectrum": (
         "The spectrum",
-        "All exponents measured, largest first, with their error bars. Above zero perturbations and gradients grow; "
+        "All exponents measured, largest first, with their error bars. Above zero perturbations of the state grow; "
         "near zero they last; far below they are forgotten within a step or two.",
     ),
     "training": (
@@ -193,10 +193,10 @@ def _summary(history: History) -> list[tuple[str, str, str]]:
 
 
 def _largest(m: Measurement) -> str:
-    """The largest exponent and its error; a dead network has none."""
+    """The largest exponent and its error; one of −∞ has none."""
     value, error = largest(m)
     if value == -math.inf:
-        return "dead (−∞)"
+        return "dead (−∞)" if is_dead(m) else "−∞"
     return _known(value, "+.3f") + ("" if math.isnan(error) or math.isnan(value) else f" ± {error:.3f}")
 
 

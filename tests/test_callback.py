@@ -170,11 +170,10 @@ def test_without_growth_its_keys_are_not_logged() -> None:
     ours = measure_always(growth=0)
     fit = trainer(ours)
     fit.fit(Regressor(), loader(), loader())
-    assert not {"lyapunov/gradient_gain", "lyapunov/gradient_growth"} & fit.callback_metrics.keys()
+    assert "lyapunov/max" in fit.callback_metrics
+    assert not any(key.startswith("lyapunov/gradient_") for key in fit.callback_metrics)
     newest = ours.history[-1]
     assert newest.growth is None and math.isnan(newest.gain)
-    # What a gradient does is then told at the rate of the largest exponent.
-    assert newest.metrics["gradient_horizon"] == pytest.approx(1 / abs(newest.metrics["max"]))
 
 
 @pytest.mark.parametrize("growth", [1, 3, 99])

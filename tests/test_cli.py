@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from fits import Regressor, loader, trainer
+from made import numbers, spectrum
 from torch import nn
 
 import lightning_lyapunov.demo
@@ -26,6 +27,7 @@ from lightning_lyapunov.bank import __main__ as bank
 from lightning_lyapunov.cli import main
 from lightning_lyapunov.cli.entry import FAILED, INTERRUPTED, OK, USAGE
 from lightning_lyapunov.cli.reading import spectrum_of
+from lightning_lyapunov.cli.writing import table_of
 
 LN_Z = -math.log1p(math.exp(-1.0))
 
@@ -188,12 +190,22 @@ def test_dead_directions_are_minus_infinity_and_unknown_is_null(run: Run) -> Non
 def test_table_names_units_and_leaves_out_the_middle(run: Run, checkpoint: Path) -> None:
     lines = run(*NET).out.splitlines()
     assert lines[0].startswith("12 of 12 exponents, 6 sequences, 12 steps after a transient of 12")
-    assert re.search(
-        r"^over your 24 steps a gradient shrinks to \S+ in a typical sequence \(at most \S+\), and between \S+ and ",
-        lines[2],
+    sentence = lines[2 : lines.index("", 2)]
+    assert all(len(line) <= 80 for line in sentence)
+    assert re.fullmatch(
+        r"Over your 24 steps a gradient shrinks to \S+ in a typical sequence \(at most \S+\)\.", " ".join(sentence)
     )
     assert any(line.startswith("largest exponent") and line.endswith("nats/step") for line in lines)
     assert [line.split()[0] for line in lines[-12:]] == [str(i) for i in range(1, 13)]
+
+
+def test_table_of_one_sequence_counts_it_and_says_what_is_unknown() -> None:
+    made = spectrum(0.1, -math.inf, math.nan, error=numbers(math.nan, math.nan, math.nan), sequences=1, steps=1)
+    lines = list(table_of(made))
+    assert lines[0] == "3 of 3 exponents, 1 sequence, 1 step after a transient of 0, float64"
+    rows = [line.split()[1:3] for line in lines[-3:]]
+    assert rows == [["+0.1000", "unknown"], ["-inf", "unknown"], ["unknown", "unknown"]]
+    assert not any(re.search(r"\bnan\b", line) for line in lines)
 
 
 def test_long_table_says_how_much_it_leaves_out(run: Run) -> None:

@@ -132,7 +132,7 @@ class Probe:
             self._batches.append([])
 
     def end_batch(self) -> None:
-        """Record no more until the next batch."""
+        """Stop recording until the next batch."""
         while self._keeps_latest and self._rows(self._batches[1:]) >= self.num_sequences:
             del self._batches[0]
         self._is_recording = False

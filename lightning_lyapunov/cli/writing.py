@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import torch
@@ -18,11 +19,13 @@ from lightning_lyapunov.files import write_whole
 from lightning_lyapunov.names import QUANTITIES
 from lightning_lyapunov.reading.features import spectrum_features
 from lightning_lyapunov.reading.history import History, Measurement
-from lightning_lyapunov.reading.words import factor, in_words, over_a_sequence
+from lightning_lyapunov.reading.words import UNKNOWN, factor, in_words, over_a_sequence
 
 FORMAT = "lightning_lyapunov.spectrum/1"
 HEAD, TAIL = 12, 4
 """Exponents at either end of a long spectrum that the table shows."""
+WIDTH = 80
+"""Columns of a terminal, which sentences are wrapped at."""
 FEATURES = (
     *("max", "mean", "near_zero_fraction", "unstable_fraction", "kaplan_yorke_dimension", "kolmogorov_sinai_entropy"),
     *("gradient_horizon", "stability_margin", "trusted_fraction", "settled_fraction"),
@@ -86,19 +89,19 @@ def table_of(result: LyapunovSpectrum) -> Iterator[str]:
     """Lines for people: how it was measured, what it says, the exponents with the middle of a long list left out."""
     count = len(result.exponents)
     yield (
-        f"{count} of {result.dimension} exponents, {result.sequences} sequences, {result.steps} steps after a "
-        f"transient of {result.transient}, {plain(result.dtype)}"
+        f"{count} of {_counted(result.dimension, 'exponent')}, {_counted(result.sequences, 'sequence')}, "
+        f"{_counted(result.steps, 'step')} after a transient of {result.transient}, {plain(result.dtype)}"
     )
     yield ""
     measurement = Measurement.of(result)
-    for growth in [over_a_sequence(measurement)] * (not math.isnan(measurement.gain)):
-        yield growth
+    if growth := over_a_sequence(measurement):
+        yield from wrap(f"{growth[0].upper()}{growth[1:]}.", WIDTH, break_long_words=False, break_on_hyphens=False)
         yield ""
     width = max(len(QUANTITIES[name].title) for name in FEATURES)
     values = spectrum_features(result)
     for name in FEATURES:
         error = f" ± {values['max_error']:.4f}" if name == "max" and not math.isnan(values["max_error"]) else ""
-        known = "unknown" if math.isnan(values[name]) else f"{values[name]:.4f}{error} {QUANTITIES[name].unit}".rstrip()
+        known = UNKNOWN if math.isnan(values[name]) else f"{values[name]:.4f}{error} {QUANTITIES[name].unit}".rstrip()
         yield f"{QUANTITIES[name].title:<{width}}   {known}"
     if result.parts:
         yield ""
@@ -113,9 +116,18 @@ def table_of(result: LyapunovSpectrum) -> Iterator[str]:
         if i == HEAD and count > HEAD + TAIL + 1:
             yield f"    …   ({count - HEAD - TAIL} more: --format json has all)"
         if i < HEAD or i >= count - TAIL or count <= HEAD + TAIL + 1:
-            numbers = f"{float(result.exponents[i]):>+10.4f}  {float(result.error[i]):>10.4f}"
+            numbers = f"{_known(result.exponents[i], '+.4f'):>10}  {_known(result.error[i], '.4f'):>10}"
             marks = ["yes" if marked[i] else "no" for marked in (result.trusted, result.settled)]
             yield f"{i + 1:>5}  {numbers}   {marks[0]:<7}   {marks[1]}"
+
+
+def _counted(count: int, thing: str) -> str:
+    """As ``1 sequence`` or ``6 sequences``."""
+    return f"{count} {thing}{'s' * (count != 1)}"
+
+
+def _known(value: Tensor, form: str) -> str:
+    return UNKNOWN if value.isnan() else f"{float(value):{form}}"
 
 
 def write(text: str, output: Path | None) -> None:

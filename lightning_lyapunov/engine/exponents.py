@@ -79,7 +79,7 @@ class Meter:
         self.chain, self.frame, self.law, self.counting = chain, frame, law, counting
         rows, _, self.k = frame.shape
         device = frame.device
-        self.trusted = torch.ones(self.k, dtype=torch.bool, device=device)
+        self.trusted = torch.ones(rows, self.k, dtype=torch.bool, device=device)
         self.dtype = chain.dtype
         self.intervals = self.pushed = 0
         self.audits: list[Tensor] = []
@@ -89,6 +89,8 @@ class Meter:
         self._starts, self._ends, self._weights = list[int](), list[int](), list[list[int]]()
         self._along: list[Tensor] = []  # (blocks, pieces, K) of each stretch
         self._cuts = counting.cuts()
+        self._begins, self._halves = torch.tensor(counting.begins), torch.tensor(counting.halves)
+        self._lengths = torch.tensor(counting.lengths)
 
     def advance(
         self,
@@ -114,7 +116,7 @@ class Meter:
             running = chain.running[start : chain.time]
             cuts = {t - start for t in range(start + 1, chain.time + 1) if t in self._cuts}
             growth = self._push(stretch, running, cuts, with_triangles)
-            self.trusted &= (growth.gap.amax(0) <= law.budget).cummin(0).values
+            self.trusted &= (growth.gap <= law.budget).cummin(-1).values
             if counts:
                 self._add(start, growth, running)
                 self._add_volume(start, stretch, growth, running)
@@ -153,7 +155,7 @@ class Meter:
         self.dtype = min(self.dtype, self.law.dtype, key=lambda dtype: torch.finfo(dtype).bits)
         blocks = self._blocks(start, growth.ends, running)
         sums = torch.stack([log[first:last].sum(0) for first, last, _, _ in blocks])
-        begins, halves, lengths = (torch.tensor(v) for v in (counting.begins, counting.halves, counting.lengths))
+        begins, halves, lengths = self._begins, self._halves, self._lengths
         firsts = torch.tensor([begin for _, _, begin, _ in blocks]).unsqueeze(1)
         lasts = torch.tensor([end for _, _, _, end in blocks]).unsqueeze(1)
         spans = torch.where(lasts <= lengths, lasts - firsts, 0)  # (S, R)
@@ -190,8 +192,7 @@ class Meter:
                     self.audits.append((growth.log[-1, 0].sum() - audited) / span)
             return
         time = torch.arange(start, start + len(running)).unsqueeze(1)
-        begins, lengths = torch.tensor(self.counting.begins), torch.tensor(self.counting.lengths)
-        counted = ((time >= begins) & (time < lengths)).to(volume.device)
+        counted = ((time >= self._begins) & (time < self._lengths)).to(volume.device)
         self._volume = self._volume + torch.where(counted, volume, 0.0).sum(dtype=self._volume.dtype)
 
     # ---------------------------------------------------------------- handing on
@@ -214,7 +215,7 @@ class Meter:
             steps=steps[:, list(rows)],
             lengths=[lengths[row] for row in rows],
             transients=[transients[row] for row in rows],
-            trusted=self.trusted,
+            trusted=self._trusted(log),
             dimension=self.chain.size,
             driven=driven,
             along=self._along_time(),
@@ -224,6 +225,16 @@ class Meter:
             pushed=self.pushed,
             dtype=self.dtype,
         )
+
+    def _trusted(self, log: Tensor) -> Tensor:
+        """(K,) bool: trusted in every sequence; where most live, in those that do, as means are of them.
+
+        Args:
+            log: ``(2, B, K)`` growth in the halves of each.
+        """
+        trusted = self.trusted.unflatten(0, (self.counting.pieces, -1)).all(0)
+        dead = log.isneginf().any(0).all(-1)
+        return (trusted | (dead & (2 * dead.sum() < len(dead))).unsqueeze(-1)).all(0)
 
     def _along_time(self) -> Along:
         """Blocks in the order of time, one piece after another."""

@@ -106,14 +106,14 @@ def lyapunov_spectrum(
             vectors unless they spread so little that float32 loses nothing. With float32 the states are float32 too;
             what their rounding does to saturated gates, or in chaos, is not judged by ``trusted``.
         tolerance: Stop early, at the first look after 32 measured steps at which every exponent's standard error is
-            below it, in nats per step. What ends early is not called settled.
+            below it, in nats per step. Nothing of what ends early is called settled.
         generator: Source of the seed of the initial frames; seed 0 if None.
         frames: Those of earlier measurements of the same system, as it changes, on the same inputs: a warm start. They
             are kept in it for the next time.
         growth: How many leading singular values of the whole sequence's Jacobian to measure beside the exponents; 8,
             or k if that is less, if None, up to 4,096 steps; 0 for none, and no gain.
         second_start: Measure a second time, from states that other sequences ended in, and call settled only exponents
-            in which both agree. Finds dynamics that drift, if the drift ends within about as many steps; costs as much again.
+            in which both agree. Finds drifts that end within about as many steps; costs as much again.
 
     Returns:
         The exponents ``(K,)``, each with its error bar, growth and gain over the sequences, and how they were measured.
@@ -230,7 +230,7 @@ def _measure(path: Trajectory, settings: Settings, start: Start, driven: bool, n
         enough = None if settings.tolerance is None else is_enough
         meter.advance(steps, watch=watch, with_triangles=is_whole, is_enough=enough)
     tally = meter.tally(lengths, transients, driven)
-    tally.is_warm = is_warm
+    tally.may_settle = not is_warm and (pieces > 1 or path.time == steps)
     if is_whole:
         tally.growth = growth_of_whole(recording, meter.frame, count)
     elif is_shared:
@@ -284,8 +284,9 @@ def _growth_alone(chain: Trajectory | Stack, count: int, start: Start) -> Sequen
 
 def _again(path: Trajectory, meter: Meter, lengths: list[int], transients: list[int]) -> Tensor:
     """Rates ``(B, K)`` of the same sequences, each from the state that another one ended in."""
-    path.skip(len(path.running))
-    path.rewind(0, path.state.roll(1, 0))
+    rows = torch.arange(len(lengths), device=path.initial.device)
+    ended = path.states[torch.tensor(lengths, device=path.initial.device), rows]
+    path.rewind(0, ended.roll(1, 0))
     meter.advance(len(path.running))
     tally = meter.tally(lengths, transients, driven=True)
     return tally.log.sum(0) / tally.steps.sum(0).to(tally.log).unsqueeze(1)
@@ -333,5 +334,7 @@ def union_of_layers(tallies: Mapping[str, SystemTally], k: int | None) -> Lyapun
         parts |= {f"{name}.{layer}" if inner else name: spectrum for layer, spectrum in spectra.items()}
     if len(parts) == 1:
         return next(iter(parts.values()))
-    whole = next(iter(tallies.values())).growth if len(tallies) == 1 else None
-    return LyapunovSpectrum.union(parts, k, whole)
+    stacks = {name: tally.growth for name, tally in tallies.items() if tally.growth is not None}
+    if len(tallies) == 1:
+        return LyapunovSpectrum.union(parts, k, next(iter(stacks.values()), None))
+    return LyapunovSpectrum.union(parts, k, stacks=stacks)

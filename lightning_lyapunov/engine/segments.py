@@ -67,5 +67,5 @@ def cut_in_time(path: Trajectory, transient: int, count: int, frame: Tensor, law
         law,
         counting,
     )
-    meter.trusted = first.trusted & rest.trusted
+    meter.trusted = torch.cat([first.trusted, rest.trusted])
     return meter

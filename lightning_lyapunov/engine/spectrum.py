@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor
 
-from lightning_lyapunov.engine.statistics import mean_and_error, student
+from lightning_lyapunov.engine.statistics import half_width, mean_and_error
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,46 +52,39 @@ class SequenceGrowth:
     @property
     def log_singular_values(self) -> Tensor:
         r"""(G,) nats over the sequence: mean of :math:`\ln\sigma_i` over sequences."""
-        return _mean_of_living(self.per_sequence)
+        return _over_sequences(self.per_sequence)[0]
 
     @property
     def stderr(self) -> Tensor:
         """(G,) nats: standard error of :attr:`log_singular_values`, from the spread between sequences."""
-        return _spread(self.per_sequence)
+        return _over_sequences(self.per_sequence)[1]
 
     @property
     def error(self) -> Tensor:
         """(G,) nats: half-width of their 95 % bar, Student's factor times the standard error: there is no bias."""
-        return student(len(self.per_sequence) - 1) * self.stderr
+        _, stderr, samples = _over_sequences(self.per_sequence)
+        return half_width(stderr, samples)
 
     @property
     def gain(self) -> float:
         """Mean gain over sequences, nats."""
-        return float(_mean_of_living(self.gain_per_sequence.unsqueeze(1)))
+        return float(_over_sequences(self.gain_per_sequence.unsqueeze(1))[0])
 
     @property
     def gain_stderr(self) -> float:
         """Its standard error, nats."""
-        return float(_spread(self.gain_per_sequence.unsqueeze(1)))
+        return float(_over_sequences(self.gain_per_sequence.unsqueeze(1))[1])
 
     @property
     def gain_error(self) -> float:
         """Half-width of its 95 % bar, nats."""
-        return student(len(self.gain_per_sequence) - 1) * self.gain_stderr
+        _, stderr, samples = _over_sequences(self.gain_per_sequence.unsqueeze(1))
+        return float(half_width(stderr, samples))
 
 
-def _mean_of_living(values: Tensor) -> Tensor:
-    """Mean (G,) over sequences of ``(B, G)``, without those that are dead where most live."""
-    dead = values.isneginf()
-    few = 2 * dead.sum(0) < len(values)
-    return torch.where(dead & few, math.nan, values).nanmean(0).masked_fill(values.isnan().any(0), math.nan)
-
-
-def _spread(values: Tensor) -> Tensor:
-    """Standard error (G,) of that mean."""
-    columns = [column[~column.isneginf()].unsqueeze(1) for column in values.unbind(1)]
-    errors = [mean_and_error(column, column.new_ones(len(column)))[1] for column in columns]
-    return torch.cat(errors) if errors else values.new_empty(0)
+def _over_sequences(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, standard error and number (G,) of what sequences ``(B, G)`` gave, each counting once."""
+    return mean_and_error(values, values.new_ones(len(values)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +139,8 @@ class LyapunovSpectrum:
     """Exponents along the sequence, block by block; None for a union of layers."""
     parts: Mapping[str, LyapunovSpectrum] = field(default_factory=dict)
     """The layers this spectrum is the union of; empty for a single layer."""
+    stacks: Mapping[str, SequenceGrowth] = field(default_factory=dict)
+    """In a union of several modules the growth of each of those whose layers are one stack, by the module's name."""
 
     @property
     def log_singular_values(self) -> Tensor:
@@ -176,6 +171,7 @@ class LyapunovSpectrum:
         if self.parts:
             return sum(part.sum_rule_error for part in self.parts.values()) if self.complete else math.nan
         error = float(self.exponents.sum()) - self.volume_rate if self.complete else math.nan
+        error = error if math.isfinite(error) else math.nan  # the volume of a sequence that died is nothing
         return self.audit if math.isnan(error) else error
 
     def __repr__(self) -> str:
@@ -188,7 +184,10 @@ class LyapunovSpectrum:
 
     @staticmethod
     def union(
-        parts: Mapping[str, LyapunovSpectrum], k: int | None = None, growth: SequenceGrowth | None = None
+        parts: Mapping[str, LyapunovSpectrum],
+        k: int | None = None,
+        growth: SequenceGrowth | None = None,
+        stacks: Mapping[str, SequenceGrowth] | None = None,
     ) -> LyapunovSpectrum:
         """The spectrum of independent or stacked cocycles: the sorted union of theirs.
 
@@ -199,6 +198,7 @@ class LyapunovSpectrum:
             parts: Spectra by name; where their numbers of sequences differ, missing rows are NaN.
             k: Keep the leading k exponents; all if None.
             growth: Of the layers together, if known: that over a sequence does not follow from theirs.
+            stacks: Of those layers together that are one module's, by its name; a layer's name begins with it.
 
         Raises:
             ValueError: If there are no parts.
@@ -229,6 +229,7 @@ class LyapunovSpectrum:
             volume_rate=sum(s.volume_rate for s in spectra),
             growth=growth,
             parts=dict(parts),
+            stacks=dict(stacks or {}),
         )
 
 

@@ -12,6 +12,12 @@ _SMALL = (12.706205, 4.302653, 3.182446, 2.776445)
 _NORMAL = 1.959964
 
 
+def half_width(stderr: Tensor, samples: Tensor) -> Tensor:
+    """Half-widths (K,) of the 95 % bars of means: Student's factor times their standard errors (K,)."""
+    factors = {n: student(n - 1) for n in samples.unique().tolist()}
+    return stderr * stderr.new_tensor([factors[n] for n in samples.tolist()])
+
+
 def student(freedom: float) -> float:
     """Student's factor: standard errors on either side of a mean that hold the truth in 95 of 100 cases.
 
@@ -41,19 +47,26 @@ def student(freedom: float) -> float:
     return z + sum(term / n ** (i + 1) for i, term in enumerate(terms))
 
 
-def mean_and_error(sums: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean rate (K,) of samples whose ``sums`` ``(S, K)`` were made in ``weights`` (S,) steps, and its standard error.
+def mean_and_error(sums: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Mean rates (K,) of samples whose ``sums`` ``(S, K)`` were made in ``weights`` (S,) steps, and their errors.
 
     Samples without steps do not count; the others weigh by their steps. With equal steps the error is the usual one,
-    the standard deviation over √S. It is NaN for fewer than two samples.
+    the standard deviation over √S. Where most samples live, those that are dead, :math:`-\infty`, are left out: one
+    among many does not make a typical one dead.
+
+    Returns:
+        The means; their standard errors, NaN for fewer than two samples; and how many samples each comes from (K,).
     """
-    sums, weights = sums[weights > 0], weights[weights > 0].to(sums.dtype)
-    mean = sums.sum(0) / weights.sum()
-    if len(sums) < 2:
-        return mean, torch.full_like(mean, math.nan)
-    share = (weights / weights.sum()).unsqueeze(1)
-    variance = (share * (sums / weights.unsqueeze(1) - mean)).square().sum(0) * len(sums) / (len(sums) - 1)
-    return mean, variance.sqrt()
+    sums, weights = sums[weights > 0], weights[weights > 0].to(sums.dtype).unsqueeze(1)
+    dead = sums.isneginf()
+    left_out = dead & (2 * dead.sum(0) < len(sums))
+    weights = weights * (~left_out)
+    total, count = weights.sum(0), (~left_out).sum(0)
+    mean = torch.where(left_out, 0.0, sums).sum(0) / total
+    share = weights / total
+    rates = torch.where(left_out, mean, sums / weights)
+    variance = (share * (rates - mean)).square().sum(0) * count / (count - 1)
+    return mean, torch.where(count > 1, variance.sqrt(), math.nan), count
 
 
 def agree_in_pairs(first: Tensor, second: Tensor, slack: float = 0.0) -> Tensor:

@@ -21,7 +21,7 @@ from lightning_lyapunov.engine.spectrum import (
     largest_first,
     narrowest,
 )
-from lightning_lyapunov.engine.statistics import agree, agree_in_pairs, mean_and_error, student
+from lightning_lyapunov.engine.statistics import agree, agree_in_pairs, half_width, mean_and_error
 
 BLOCK, MOST_BLOCKS = 16, 32
 """Steps of a block, whose spread is the standard error where there is a single sequence; blocks at most, so that those
@@ -95,8 +95,8 @@ class Tally:
     pushed: int = 0
     """Steps that the intervals add up to."""
     dtype: torch.dtype = torch.float64
-    is_warm: bool = False
-    """Whether the frames were those of an earlier measurement."""
+    may_settle: bool = True
+    """Whether it began with frames of its own and ran to the end."""
     again: Tensor | None = None
     """``(B, K)`` nats per step: rates of the same sequences from a second start, if there was one."""
     growth: SequenceGrowth | None = None
@@ -133,7 +133,7 @@ class Tally:
             intervals=sum(one.intervals for one in several),
             pushed=sum(one.pushed for one in several),
             dtype=narrowest(one.dtype for one in several),
-            is_warm=any(one.is_warm for one in several),
+            may_settle=all(one.may_settle for one in several),
             again=torch.cat(again) if all(a is not None for a in again) else None,  # type: ignore[arg-type]
             growth=SequenceGrowth.merge(grown) if all(g is not None for g in grown) else None,  # type: ignore[arg-type]
         )
@@ -180,7 +180,7 @@ class Tally:
         sums, steps = self.log.sum(0), self.steps.sum(0).to(self.log)
         mean, stderr, samples = self._mean(sums, steps)
         measured = float(steps[steps > 0].mean())
-        error = torch.hypot(student(samples - 1) * stderr, torch.full_like(stderr, BIAS / measured))
+        error = torch.hypot(half_width(stderr, samples), torch.full_like(stderr, BIAS / measured))
         exponents, order = largest_first(mean)
         order = order[:k]
         exponents = exponents[:k]
@@ -214,19 +214,20 @@ class Tally:
         exponents, order = largest_first(mean)
         return bool((error[order[:k]][exponents[:k].isfinite()] < tolerance).all())
 
-    def _mean(self, sums: Tensor, steps: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Exponents (K,), their standard errors (K,), and how many samples these come from."""
-        mean, error = mean_and_error(sums, steps)
+    def _mean(self, sums: Tensor, steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Exponents (K,), their standard errors (K,), and how many samples these come from (K,)."""
+        mean, error, samples = mean_and_error(sums, steps)
         if len(sums) > 1:
-            return mean, error, int((steps > 0).sum())
+            return mean, error, samples
         log, weights = self._blocks()
         if len(log) * BLOCK < FEWEST_STEPS_ALONE or float(steps) < FEWEST_STEPS_ALONE:
-            return mean, torch.full_like(mean, math.nan), 1
+            return mean, error, samples
         joined = math.ceil(len(log) / MOST_BLOCKS)
         if joined > 1:
             log = torch.stack([part.sum(0) for part in log.split(joined)])
             weights = torch.stack([part.sum() for part in weights.split(joined)])
-        return mean, mean_and_error(log, weights)[1], len(log)
+        _, error, samples = mean_and_error(log, weights)
+        return mean, error.masked_fill(~mean.isfinite(), math.nan), samples
 
     def _blocks(self) -> tuple[Tensor, Tensor]:
         """Measured growth of a single sequence in blocks of 16 steps ``(S, K)``, and their steps (S,)."""
@@ -243,7 +244,7 @@ class Tally:
         """Which of the exponents, in this order, may be read as rates in the long run."""
         none = torch.zeros_like(order, dtype=torch.bool)
         counted = [(n, t) for n, t in zip(self.lengths, self.transients, strict=True) if n > t]
-        if measured < FEWEST_STEPS or self.is_warm or any(t < min(n // 4, 32) for n, t in counted):
+        if measured < FEWEST_STEPS or not self.may_settle or any(t < min(n / 4, 32) for n, t in counted):
             return none
         if len(self.lengths) == 1:
             log, steps = self._blocks()

@@ -97,6 +97,11 @@ def carry(
         gap, is_blind = gaps_in_blocks(log, blocks, frame.dtype, length, squares)
     else:
         gap, is_blind = gaps(log, length), failed.new_zeros((), dtype=torch.bool)
+    # What rounding left of a direction that is gone is not to look like a small one.
+    triangles = [
+        triangle.masked_fill(gone[: len(triangle)].unsqueeze(-1), 0.0)
+        for triangle, gone in zip(triangles, log.isneginf(), strict=False)
+    ]
     return frame, Growth(log, gap.amax(0), ends, failed.any() | is_blind, triangles)
 
 

@@ -62,8 +62,11 @@ def gain(measurement: Measurement) -> tuple[float, float]:
     return value * steps, error * steps
 
 
-def most(measurement: Measurement) -> tuple[float, float]:
-    """The largest ln σ over a sequence and its error, nats; of an older version λ₁T in its place; NaN if not known."""
+def largest_growth(measurement: Measurement) -> tuple[float, float]:
+    """The most that a gradient can grow over a sequence, the largest ln σ, and its error, nats; NaN if not known.
+
+    Of an older version λ₁T stands in its place.
+    """
     if is_old(measurement):
         return gain(measurement)
     if measurement.growth is None or not len(measurement.growth):
@@ -76,8 +79,10 @@ def most(measurement: Measurement) -> tuple[float, float]:
 
 
 def has_settled(measurement: Measurement) -> bool:
-    """λ₁ may be read as a rate in the long run."""
-    return measurement.settled is not None and len(measurement.settled) > 0 and bool(measurement.settled[0])
+    """λ₁ may be read as a rate in the long run: it has settled, and is not −∞ while gradients get through."""
+    if measurement.settled is None or not len(measurement.settled) or not measurement.settled[0]:
+        return False
+    return largest(measurement)[0] > -math.inf or not measurement.gain > -math.inf
 
 
 def is_chaotic(measurement: Measurement) -> bool:
@@ -111,9 +116,13 @@ def fades(measurement: Measurement) -> bool:
 
 
 def is_dead(measurement: Measurement) -> bool:
-    """Every direction: λ₁ ≤ −100, or nothing is left of a gradient over a sequence, g = −∞, in nine of ten."""
-    value, _ = largest(measurement)
-    return value <= DEAD or (measurement.gain == -math.inf and not measurement.gain_high > -math.inf)
+    """Nothing is left of a gradient over a sequence, g = −∞, in nine sequences of ten; or g not known and λ₁ ≤ −100.
+
+    Where it is known the gain decides: a sequence that dies among many that live does not make a network dead.
+    """
+    if math.isnan(measurement.gain):
+        return largest(measurement)[0] <= DEAD
+    return measurement.gain == -math.inf and not measurement.gain_high > -math.inf
 
 
 def is_collapsed(measurement: Measurement) -> bool:
@@ -123,14 +132,14 @@ def is_collapsed(measurement: Measurement) -> bool:
     """
     value, error = largest(measurement)
     if not has_settled(measurement) and not math.isnan(measurement.growth_steps):
-        value, error = (figure / measurement.growth_steps for figure in most(measurement))
+        value, error = (figure / measurement.growth_steps for figure in largest_growth(measurement))
     return is_dead(measurement) or value + error < COLLAPSED
 
 
 def is_forgetting(measurement: Measurement) -> bool:
-    """In a typical sequence next to nothing is left of a gradient: g + error < −10; or dead."""
+    """In a typical sequence next to nothing is left of a gradient: g + error < −10, or g = −∞; or dead."""
     value, error = gain(measurement)
-    return is_dead(measurement) or value + error < -LOST
+    return is_dead(measurement) or value == -math.inf or value + error < -LOST
 
 
 def is_remembering(measurement: Measurement) -> bool:
@@ -138,7 +147,7 @@ def is_remembering(measurement: Measurement) -> bool:
 
     Nothing explodes, and what lasts best of what enters at the first step changes less than 7-fold until the last.
     """
-    (value, error), (best, its_error) = gain(measurement), most(measurement)
+    (value, error), (best, its_error) = gain(measurement), largest_growth(measurement)
     return not is_chaotic(measurement) and value + error < MILD and best - its_error > -MILD
 
 

@@ -87,7 +87,7 @@ def spectrum_features(spectrum: LyapunovSpectrum) -> dict[str, float]:
         "settled_fraction": float(spectrum.settled.double().mean()),
         "gradient_gain": math.nan if growth is None else growth.gain,
         "gradient_growth": math.nan if growth is None else float(growth.log_singular_values[0]),
-        "gradient_horizon": _horizon(growth, top),
+        "gradient_horizon": _horizon(growth),
         "stability_margin": -top - error,
         "near_zero_fraction": _share(spectrum, values, lambda v: abs(v) < NEAR_ZERO, known_from=-NEAR_ZERO),
         "unstable_fraction": _share(spectrum, values, lambda v: v > 0, known_from=0.0),
@@ -106,15 +106,17 @@ def known_growth(spectrum: LyapunovSpectrum) -> tuple[str, SequenceGrowth | None
         where there is none at all. A gain that is not known may well be the largest.
     """
     layers = {name: part.growth for name, part in spectrum.parts.items() if part.growth is not None}
+    for stack, growth in spectrum.stacks.items():  # which takes the place of its layers
+        layers = {name: one for name, one in layers.items() if not name.startswith(f"{stack}.")} | {stack: growth}
     if spectrum.growth is not None or not layers:
         return "", spectrum.growth
     return max(layers.items(), key=lambda layer: math.inf if math.isnan(layer[1].gain) else layer[1].gain)
 
 
-def _horizon(growth: SequenceGrowth | None, top: float) -> float:
-    """Steps in which a gradient changes e-fold; at the rate of the largest exponent where growth is not known."""
+def _horizon(growth: SequenceGrowth | None) -> float:
+    """Steps in which a gradient changes e-fold at its pace over a sequence; NaN where growth is not known."""
     if growth is None or math.isnan(growth.gain):
-        return math.inf if top == 0 else 1 / abs(top)
+        return math.nan
     # Python's max may return NaN or not, whichever comes first.
     gain = max(abs(growth.gain), 0.0 if math.isnan(growth.gain_error) else growth.gain_error)
     return float(growth.lengths.double().mean()) / gain if gain else math.inf

@@ -19,8 +19,8 @@ LIMIT = 256
 """Measurements kept; when there are more, every second one is dropped, so that the whole run stays covered."""
 BYTES = 800_000
 """What those kept may take in a checkpoint; where they are large, of many exponents or layers, fewer are kept."""
-FEWEST = 5
-"""Sequences from which eight in ten of them can be told from all."""
+FEWEST = 8
+"""Sequences from which eight in ten of them are told: of fewer, those would be all of them."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,15 @@ class Measurement:
     gain_error: float = math.nan
     """Half-width of its 95 % bar, nats."""
     gain_low: float = math.nan
-    """What a tenth of the sequences lie below, nats."""
+    """A tenth of the sequences lie below, nats; NaN of fewer than 8 sequences."""
     gain_high: float = math.nan
-    """What a tenth of the sequences lie above, nats."""
+    """A tenth of the sequences lie above, nats; NaN of fewer than 8 sequences."""
     growth_steps: float = math.nan
     """Steps over which growth was measured, mean over sequences."""
     growth_whole: bool = False
     """Whether these were whole sequences, if of different lengths; else the first steps of longer ones."""
     growth_of: str = ""
-    """The layer whose growth it is, where that of all together is not known; empty: of all together."""
+    """The layer, or stack of layers, whose growth it is, where that of all together is not known; else empty."""
     layers: dict[str, list[float]] = field(default_factory=dict)
     """Of each layer, if there are several: the largest exponent and its error (nats per step), whether it has settled
     (0 or 1), the gain, its error and the largest ln σ (nats over a sequence)."""
@@ -72,8 +72,6 @@ class Measurement:
     """(L,) the AeLLE code of the spectrum, if it was scored."""
     reached: float | None = None
     """Skill so far, as the scorer was told it."""
-    source: str | None = None
-    """Where the inputs came from, in a word."""
 
     def __post_init__(self) -> None:
         if self.error is None and self.stderr is not None:
@@ -90,7 +88,6 @@ class Measurement:
         length: int | None = None,
         latent: Tensor | None = None,
         reached: float | None = None,
-        source: str | None = None,
     ) -> Measurement:
         """What is kept of a spectrum.
 
@@ -102,12 +99,11 @@ class Measurement:
             length: Steps of the longest sequence; if None as many as were measured, with the transient.
             latent: The AeLLE code (L,), if it was scored.
             reached: Skill so far.
-            source: Where the inputs came from, in a word.
         """
         length = length or spectrum.steps + spectrum.transient
         layers = {name: _layer(part) for name, part in spectrum.parts.items()}
         known: dict[str, Any] = {}
-        of, growth = known_growth(spectrum)
+        layer, growth = known_growth(spectrum)
         if growth is not None:
             gains = growth.gain_per_sequence.double().sort().values.tolist()
             tenth = round((len(gains) - 1) / 10)
@@ -118,7 +114,7 @@ class Measurement:
                 "gain_error": growth.gain_error,
                 "growth_steps": float(growth.lengths.double().mean()),
                 "growth_whole": int(growth.lengths.max()) >= length,
-                "growth_of": of,
+                "growth_of": layer,
             }
             if len(gains) >= FEWEST:
                 known |= {"gain_low": gains[tenth], "gain_high": gains[-1 - tenth]}
@@ -136,17 +132,16 @@ class Measurement:
             layers=layers,
             latent=None if latent is None else latent.float().cpu(),
             reached=reached,
-            source=source,
             **known,
         )
 
     def layer(self, name: str) -> Measurement:
         """What was measured of one layer, of which the largest exponent and ln σ are kept."""
-        largest, error, settled, gain, gain_error, growth = self.layers[name]
+        exponent, error, settled, gain, gain_error, growth = self.layers[name]
         return Measurement(
             self.step,
             self.epoch,
-            exponents=torch.tensor([largest]),
+            exponents=torch.tensor([exponent]),
             metrics={},
             error=torch.tensor([error]),
             settled=None if self.settled is None else torch.tensor([bool(settled)]),
@@ -161,11 +156,11 @@ class Measurement:
 
 
 def _layer(part: LyapunovSpectrum) -> list[float]:
-    largest, error, settled = float(part.exponents[0]), float(part.error[0]), float(part.settled[0])
+    """What is kept of one layer: see :attr:`Measurement.layers`."""
+    exponent = [float(part.exponents[0]), float(part.error[0]), float(part.settled[0])]
     if part.growth is None:
-        return [largest, error, settled, math.nan, math.nan, math.nan]
-    gain, most = part.growth.gain, float(part.growth.log_singular_values[0])
-    return [largest, error, settled, gain, part.growth.gain_error, most]
+        return [*exponent, math.nan, math.nan, math.nan]
+    return [*exponent, part.growth.gain, part.growth.gain_error, float(part.growth.log_singular_values[0])]
 
 
 class History:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -37,7 +38,7 @@ from lightning_lyapunov.reading.conditions import (
     verdict,
 )
 from lightning_lyapunov.reading.history import History, Measurement
-from lightning_lyapunov.reading.state import STATES, Level
+from lightning_lyapunov.reading.state import STATES, Level, not_settled
 from lightning_lyapunov.reading.words import (
     factor,
     in_words,
@@ -129,7 +130,7 @@ def _state(run: Sequence[Measurement]) -> Iterator[Finding]:
 
 
 def _evidence(run: Sequence[Measurement]) -> Iterator[Finding]:
-    """λ₁ or its error unknown at the newest; not settled; or one measurement only."""
+    """λ₁ or its error unknown at the newest; λ₁ not settled, unless the state says so; or one measurement only."""
     newest, missing = run[-1], []
     value, error = largest(newest)
     if math.isnan(value):
@@ -139,16 +140,21 @@ def _evidence(run: Sequence[Measurement]) -> Iterator[Finding]:
             f"The largest exponent is {value:+.3f} nats/step ({when(newest)}), its error unknown, so nothing is made "
             "of it: measure two sequences or more (num_sequences)."
         )
-    elif newest.settled is not None and not has_settled(newest) and value > DEAD:
+    elif newest.settled is not None and not has_settled(newest) and value > DEAD and not _state_says_so(run):
         is_cut = newest.growth_steps < (newest.length or 0) and not newest.growth_whole
         missing.append(
-            "The exponents have not settled, so what is said here is what happened over these steps: longer sequences "
+            f"{not_settled(newest)}, so what is said here is what happened over these steps: longer sequences "
             f"{'(num_steps) ' * is_cut}would show the rates in the long run."
         )
     if len(run) == 1:
         missing.append(f"There is one measurement so far ({when(newest)}): what training changes shows from the next.")
     if missing:
         yield Finding("evidence", "note", " ".join(missing))
+
+
+def _state_says_so(run: Sequence[Measurement]) -> bool:
+    """Whether the sentence on the state itself says that nothing has settled: see :func:`~.state._undecided`."""
+    return verdict(run) == "undecided" and math.isnan(gain(run[-1])[0])
 
 
 def _dead_directions(run: Sequence[Measurement]) -> Iterator[Finding]:
@@ -179,13 +185,12 @@ def _layers(run: Sequence[Measurement]) -> Iterator[Finding]:
         ("forgets", "If it is to carry something, raise its recurrent gain or the bias of its forget gate."),
     ):
         for name in _odd_layers(newest, state):
-            told = {other: _of_layer(newest.layer(other)) for other in newest.layers if other != name}
-            others = ", ".join(f"{other} {amount}" for other, amount in told.items())
-            of = newest.layer(name)
+            others = ", ".join(f"{n} {_amount(newest.layer(n))}" for n in newest.layers if n != name)
+            layer = newest.layer(name)
             what = (
-                f"its largest exponent is {in_words(of)}"
-                if math.isnan(of.gain)
-                else f"in a typical sequence it multiplies a gradient by {factor(of.gain).removesuffix('-fold')}"
+                f"its largest exponent is {in_words(layer)}"
+                if math.isnan(layer.gain)
+                else f"in a typical sequence it multiplies a gradient {_amount(layer)}"
             )
             yield Finding(
                 f"layer_{state}",
@@ -195,7 +200,8 @@ def _layers(run: Sequence[Measurement]) -> Iterator[Finding]:
             )
 
 
-def _of_layer(layer: Measurement) -> str:
+def _amount(layer: Measurement) -> str:
+    """What a layer multiplies a gradient by, as ``by 20``; its largest exponent where that is not known."""
     return plus_minus(*largest(layer)) if math.isnan(layer.gain) else f"by {factor(layer.gain).removesuffix('-fold')}"
 
 
@@ -289,31 +295,46 @@ def _trend(run: Sequence[Measurement]) -> Iterator[Finding]:
     """
     run = [m for m in run if m.step > 0 and m.settled is not None]
     if run and has_settled(run[-1]):
-        rise = _heading(run, largest, 0.0, "largest exponent rises", "nats/step"), "it crosses 0, where chaos begins"
+        rise, then = _heading(run, largest, "largest exponent", "nats/step", 1, 0.0), "it crosses 0, where chaos begins"
     else:
-        rise = _heading(run, gain, MILD, "gain over a sequence rises", "nats"), f"a gradient grows {factor(MILD)}"
-    if rise[0]:
+        rise, then = _heading(run, gain, "gain over a sequence", "nats", 1, MILD), f"a gradient grows {factor(MILD)}"
+    if rise:
         advice = "Lower the learning rate or clip gradients if it does not level off."
-        yield Finding("rising", "note", f"{rise[0]} {rise[1]}. {advice}")
-    if fall := _heading(run, gain, -LOST, "gain over a sequence falls", "nats"):
+        yield Finding("rising", "note", f"{rise} {then}. {advice}")
+    if fall := _heading(run, gain, "gain over a sequence", "nats", -1, -LOST):
         advice = "Lower weight decay or the learning rate if it does not level off."
         yield Finding("falling", "note", f"{fall} nothing will be carried any more over a sequence. {advice}")
 
 
 def _heading(
-    run: Sequence[Measurement], figure: Callable[[Measurement], tuple[float, float]], limit: float, what: str, unit: str
+    run: Sequence[Measurement],
+    figure: Callable[[Measurement], tuple[float, float]],
+    name: str,
+    unit: str,
+    sign: Literal[1, -1],
+    limit: float,
 ) -> str:
-    """How fast a figure heads for a limit and when it meets it, if it does soon; else nothing."""
+    """How fast a figure heads for a limit and when it meets it, if it does soon; else nothing.
+
+    Args:
+        run: Measurements, oldest first.
+        figure: What gives the figure and its error.
+        name: Of the figure, in words.
+        unit: Its unit.
+        sign: 1 if it is to rise, -1 if it is to fall.
+        limit: What it heads for, in its unit.
+    """
     line = _line([(float(m.step), *figure(m)) for m in run])
     if line is None:
         return ""
     slope, error, span = line
-    left = limit - figure(run[-1])[0]
-    if abs(slope) <= error or slope * (1 if what.endswith("rises") else -1) <= 0 or not 0 < left / slope <= span:
+    value, its_error = figure(run[-1])
+    left = limit - value
+    if sign * slope <= error or not 0 < left / slope <= span:
         return ""
     return (
-        f"The {what} by {two_digits(abs(slope) * 1000)} {unit} per 1,000 updates, now {plus_minus(*figure(run[-1]))} "
-        f"{unit}; at this rate at about update {run[-1].step + left / slope:,.0f}"
+        f"The {name} {'rises' if sign > 0 else 'falls'} by {two_digits(abs(slope) * 1000)} {unit} per 1,000 updates, "
+        f"now {plus_minus(value, its_error)} {unit}; at this rate at about update {run[-1].step + left / slope:,.0f}"
     )
 
 

@@ -19,7 +19,7 @@ from lightning_lyapunov.reading.conditions import (
     is_old,
     is_stable,
     largest,
-    most,
+    largest_growth,
 )
 from lightning_lyapunov.reading.history import Measurement
 from lightning_lyapunov.reading.words import (
@@ -70,7 +70,7 @@ def what_is_left(measurement: Measurement) -> str:
     if has_settled(measurement) or math.isnan(measurement.growth_steps):
         left = percent(math.exp(largest(measurement)[0]))
         return f"the largest exponent is {in_words(measurement)}, which leaves {left} of a perturbation after one step"
-    left = percent(math.exp(most(measurement)[0] / measurement.growth_steps))
+    left = percent(math.exp(largest_growth(measurement)[0] / measurement.growth_steps))
     return f"over {steps_of(measurement)} at most {left} of a perturbation is left after each step"
 
 
@@ -82,8 +82,9 @@ def _growing(run: Run) -> tuple[Level, str]:
     if is_chaotic(newest):
         text = f"{exponent} {since(run, is_chaotic)}: the network is chaotic{', and ' * bool(growth)}{growth}."
     elif growth:
-        past = f"by more than {factor(MILD)} {since(run, explodes)}" if is_much else since(run, grows)
-        text = f"{_capital(growth)}{f'; it has done so {past}' * (len(run) > 1)}."
+        past = f"by more than {factor(MILD)} " if is_much else ""
+        past = f"; it has grown {past}at every measurement {since(run, explodes if is_much else grows)}"
+        text = f"{_capital(growth)}{past * (len(run) > 1)}."
     else:
         text = f"{exponent} {since(run, grows)}: gradients grow."
     if is_much:
@@ -138,15 +139,28 @@ def _undecided(run: Run) -> tuple[Level, str]:
         return "note", (
             f"Whether {question} is undecided: the largest exponent is {in_words(newest)}. {_to_decide(newest)}"
         )
-    if math.isnan(sum(gain(newest))):
+    value, error = gain(newest)
+    if math.isnan(value):
         return "note", (
-            "The exponents have not settled, and growth over a sequence is not known, so nothing is made of them: "
-            "measure longer sequences (num_steps), or more of them (num_sequences)."
+            f"{not_settled(newest)}, and growth over a sequence is not known, so there is nothing to judge by: "
+            "measure growth (growth=8), or longer sequences (num_steps)."
+        )
+    if math.isnan(error):
+        return "note", (
+            f"{_capital(over_a_sequence(newest))}, but the error of that is not known, so nothing is made of it: "
+            "measure two sequences or more (num_sequences)."
         )
     return "note", (
-        f"Whether gradients grow or shrink over {steps_of(newest)} is undecided: they do by "
-        f"{plus_minus(*gain(newest))} nats. More sequences (num_sequences) would decide."
+        f"Whether gradients grow or shrink over {steps_of(newest)} is undecided: the gain is "
+        f"{plus_minus(value, error)} nats. More sequences (num_sequences) would decide."
     )
+
+
+def not_settled(measurement: Measurement) -> str:
+    """That the largest exponent has not settled, in a clause."""
+    settled = measurement.settled
+    some = settled is not None and bool(settled.any())
+    return "The largest exponent has not settled" if some else "No exponent has settled"
 
 
 def _to_decide(newest: Measurement) -> str:
@@ -159,6 +173,8 @@ def _to_decide(newest: Measurement) -> str:
     if value**2 <= floor or sampling**2 > TOO_MANY * (value**2 - floor):
         return "Longer sequences (num_steps) would decide."
     times = sampling**2 / (value**2 - floor)
+    if times < 1.5:
+        return "A few more sequences (num_sequences), or longer ones, would decide."
     return f"About {times:.2g} times as many sequences (num_sequences), or longer ones, would decide."
 
 

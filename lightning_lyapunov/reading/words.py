@@ -5,27 +5,36 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from lightning_lyapunov.reading.conditions import gain, largest, most
+from lightning_lyapunov.reading.conditions import gain, is_old, largest, largest_growth
 from lightning_lyapunov.reading.history import Measurement
 
+UNKNOWN = "unknown"
 _PRESENT, _PAST = ("keeps", "grows", "shrinks to", "vanishes"), ("kept", "grew", "shrank to", "vanished")
 
 
 def in_words(measurement: Measurement) -> str:
     """The largest exponent with its error, as ``+0.13 ± 0.02 nats/step``."""
-    return f"{plus_minus(*largest(measurement))} nats/step"
+    told = plus_minus(*largest(measurement))
+    return told if told == UNKNOWN else f"{told} nats/step"
 
 
 def plus_minus(value: float, error: float) -> str:
     """A figure with its error, as ``+0.13 ± 0.02``; without one where that is not known.
 
+    The error has one digit, and two where the first is a 1, which rounding to one would change by up to a half, or
+    where rounding to one would hide which of the two is larger.
+
     Example:
-        >>> plus_minus(0.1312, 0.0213), plus_minus(-0.5, float("nan"))
-        ('+0.13 ± 0.02', '-0.500')
+        >>> plus_minus(0.1312, 0.0213), plus_minus(0.1312, 0.0113), plus_minus(-0.5, float("nan"))
+        ('+0.13 ± 0.02', '+0.131 ± 0.011', '-0.500')
     """
-    if not (math.isfinite(value) and error > 0):
+    if not math.isfinite(value):
+        return UNKNOWN if math.isnan(value) else f"{'+' if value > 0 else '-'}∞"
+    if not 0 < error < math.inf:
         return f"{value:+.3f}"
-    digits = min(max(-math.floor(math.log10(error)), 1), 4)
+    first, tens = f"{error:.1e}".split("e")  # of the error as it is shown, rounded
+    digits = max((first[0] == "1") - int(tens), 1)
+    digits = min(digits + (f"{abs(value):.{digits}f}" == f"{error:.{digits}f}"), 4)
     return f"{value:+.{digits}f} ± {error:.{digits}f}"
 
 
@@ -49,8 +58,8 @@ def factor(nats: float) -> str:
         >>> factor(2.23), factor(-2.23), factor(-math.inf)
         ('9.3-fold', '1/9.3', '0')
     """
-    if nats == -math.inf:
-        return "0"
+    if math.isinf(nats):
+        return "∞-fold" if nats > 0 else "0"
     tens = abs(nats) / math.log(10)
     # Of what no float holds, by its logarithm.
     amount = two_digits(math.exp(abs(nats))) if tens < 300 else f"10^{round(tens)}"
@@ -74,9 +83,9 @@ def over_a_sequence(measurement: Measurement, *, past: bool = False) -> str:
         changes = vanishes
     else:
         changes = f"{keeps} its size" if amount == "1.0-fold" else f"{rises if value > 0 else shrinks} {amount}"
-    layer = f" in layer {measurement.growth_of}" if measurement.growth_of else ""
+    layer = f" in {measurement.growth_of}" if measurement.growth_of else ""
     told = f"over {steps_of(measurement)} a gradient{layer} {changes} in a typical sequence"
-    if value > -math.inf and not math.isnan(best := most(measurement)[0]):
+    if value > -math.inf and not math.isnan(best := largest_growth(measurement)[0]):
         told += f" (at most {factor(best)})"
     if value > -math.inf and not math.isnan(low) and factor(low) != factor(high):
         told += f", and between {factor(low)} and {factor(high)} in eight sequences of ten"
@@ -116,13 +125,18 @@ def steps_to_a_percent(rate: float) -> int:
 
 
 def since(run: Sequence[Measurement], holds: Callable[[Measurement], bool]) -> str:
-    """When the unbroken run of measurements up to the newest began, as ``since epoch 3``."""
-    first = run[-1]
+    """Since when it holds at every measurement up to the newest, as ``since epoch 3``.
+
+    Measurements of an older version, which knew less, cannot vouch for what a newer one says: where it holds at all of
+    those that can, and there are older ones, it is ``since epoch 3 at least``.
+    """
+    first, alike = run[-1], True
     for measurement in reversed(run):
-        if not holds(measurement):
+        alike = is_old(measurement) == is_old(run[-1])
+        if not alike or not holds(measurement):
             break
         first = measurement
-    return f"since {when(first)}"
+    return f"since {when(first)}{'' if alike else ' at least'}"
 
 
 def when(measurement: Measurement) -> str:

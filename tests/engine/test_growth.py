@@ -428,3 +428,13 @@ def test_one_dead_sequence_among_many_does_not_make_a_typical_one_dead() -> None
     assert few.gain == 2.0 and few.gain_stderr == pytest.approx(1 / math.sqrt(3))
     half = SequenceGrowth(few.per_sequence[2:], torch.tensor([1.0, dead]).double(), torch.tensor([3, 3]))
     assert half.gain == dead
+
+
+def test_what_rectified_units_cannot_carry_is_minus_infinity() -> None:
+    """The rank of a product is at most the fewest units that were on at a step: beyond it nothing is left."""
+    module, inputs = network("relu", 3, 16), noise(40, 4, 3)
+    growth = lyapunov_spectrum(module, inputs, growth=16).growth
+    assert growth is not None
+    fewest = (module(inputs)[0] > 0).sum(-1).amin(0)
+    for values, on in zip(growth.per_sequence, fewest.tolist(), strict=True):
+        assert on < 16 and values[on:].isneginf().all() and values[0].isfinite()

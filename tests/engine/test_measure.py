@@ -12,15 +12,11 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from lightning_lyapunov import LyapunovSpectrum, lyapunov_spectrum
 from lightning_lyapunov.engine.frames import Frames
-from lightning_lyapunov.engine.measure import (
-    Driven,
-    Settings,
-    Start,
-    measure,
-    measure_layers,
-    union_of_layers,
-)
+from lightning_lyapunov.engine.measure import Driven, measure, measure_layers, union_of_layers
 from lightning_lyapunov.engine.sequences import Sequences
+from lightning_lyapunov.engine.settings import Settings, Start
+from lightning_lyapunov.engine.trajectory import Trajectory
+from lightning_lyapunov.reading.features import known_growth
 
 EXACT: dict[str, Any] = {"rtol": 0.0, "atol": 1e-12}
 CAREFUL: dict[str, Any] = {"interval": 1, "dtype": torch.float64, "growth": 0}
@@ -165,7 +161,15 @@ def test_fewer_than_8_measured_steps_never_settle(measured: int, settled: bool) 
 
 @pytest.mark.parametrize(
     ("steps", "transient", "settled"),
-    [(40, 9, False), (40, 10, True), (41, 10, True), (200, 31, False), (200, 32, True), (200, 0, False)],
+    [
+        (40, 9, False),
+        (40, 10, True),
+        (41, 10, False),
+        (41, 11, True),
+        (200, 31, False),
+        (200, 32, True),
+        (200, 0, False),
+    ],
 )
 def test_a_transient_below_a_quarter_or_32_steps_does_not_settle(steps: int, transient: int, settled: bool) -> None:
     assert rates_of(torch.full((steps, 16), 0.1).double(), transient=transient).settled.tolist() == [settled]
@@ -335,3 +339,64 @@ def test_a_layer_starts_where_its_start_says() -> None:
     assert torch.equal(moved.parts["l0"].log, expected.parts["l0"].log)
     other = measure(module, inputs, Settings(**CAREFUL))
     assert not torch.allclose(moved.parts["l0"].log, other.parts["l0"].log)
+
+
+# ------------------------------------------------------------------ sequences that die, end, begin elsewhere
+
+
+def test_one_dead_sequence_among_many_does_not_make_a_network_dead() -> None:
+    """Oracle: the other sequences measured alone."""
+    module, inputs = network("relu", 3, 8), torch.rand(40, 16, 3, dtype=torch.float64)
+    with torch.no_grad():
+        module.weight_ih_l0.fill_(1.0)
+        module.weight_hh_l0.abs_()
+    inputs[:, 0] = -50.0
+    among = lyapunov_spectrum(module, inputs, interval=1, dtype=torch.float64)
+    (living,) = measure(
+        module, inputs[:, 1:], Settings(interval=1, dtype=torch.float64), start=Start(first_place=1)
+    ).parts.values()
+    alone = living.spectrum(8)
+    assert among.per_sequence[0].isneginf().all()
+    torch.testing.assert_close(among.exponents, alone.exponents, rtol=0.0, atol=1e-12)
+    torch.testing.assert_close(among.error, alone.error, rtol=0.0, atol=1e-12)
+    assert among.trusted.tolist() == alone.trusted.tolist() and among.trusted[0]
+    assert among.gain == pytest.approx(alone.gain, abs=1e-9)
+    most = lyapunov_spectrum(module, inputs[:, [0, 0, 1]], interval=1, dtype=torch.float64)
+    assert most.exponents.isneginf().all() and most.gain == -math.inf
+
+
+def test_a_second_start_begins_where_another_sequence_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of packed sequences at their own last steps: torch's own last states, one row on."""
+    module, lengths = network("gru", 3, 6), [60, 20, 16]
+    packed = pack_padded_sequence(noise(60, 3, 3), torch.tensor(lengths))
+    starts: list[Tensor] = []
+    rewind = Trajectory.rewind
+
+    def watched(self: Trajectory, time: int, state: Tensor) -> None:
+        starts.append(state)
+        rewind(self, time, state)
+
+    monkeypatch.setattr(Trajectory, "rewind", watched)
+    lyapunov_spectrum(module, packed, second_start=True, growth=0)
+    torch.testing.assert_close(starts[-1], module(packed)[1][0].roll(1, 0).detach(), rtol=0.0, atol=1e-12)
+
+
+def test_what_ends_early_has_not_settled() -> None:
+    """The same to the end has: of half of the steps both halves would have to be known."""
+    module, inputs = network("gru", 3, 6), noise(400, 8, 3)
+    ended = lyapunov_spectrum(module, inputs, k=1, tolerance=0.01)
+    assert ended.steps < 336 and not ended.settled.any()
+    assert lyapunov_spectrum(module, inputs, k=1, tolerance=1e-9).settled.all()
+
+
+def test_growth_of_a_stack_is_kept_beside_another_module() -> None:
+    """Oracle: the stack measured by itself."""
+    layers = {"enc": network("lstm", 3, 5, num_layers=2), "dec": network("gru", 3, 4)}
+    inputs = noise(20, 4, 3)
+    spectrum = union_of_layers(measure_layers({n: Driven(m, inputs) for n, m in layers.items()}, Settings()), None)
+    alone = lyapunov_spectrum(layers["enc"], inputs)
+    assert list(spectrum.parts) == ["enc.l0", "enc.l1", "dec"] and list(spectrum.stacks) == ["enc"]
+    assert spectrum.growth is None and spectrum.stacks["enc"].gain == pytest.approx(alone.gain, abs=1e-12)
+    name, growth = known_growth(spectrum)
+    assert name in ("enc", "dec") and growth is not None
+    assert growth.gain == max(alone.gain, lyapunov_spectrum(layers["dec"], inputs).gain)

@@ -242,10 +242,20 @@ class Columns:
     def of(tally: Tally) -> Columns:
         steps = tally.steps.sum(0).double()
         sums = tally.log.sum(0)
-        mean = sums[steps > 0].sum(0) / steps.sum()
+        mean = mean_of_living(sums[steps > 0], steps[steps > 0])
         order = largest_first(mean)[1]
         trusted = tally.spectrum(len(mean)).trusted[order.argsort()]
         return Columns(mean, sums / steps.unsqueeze(1), trusted)
+
+
+def mean_of_living(sums: Tensor, steps: Tensor) -> Tensor:
+    """Rates (K,) of ``sums`` ``(B, K)`` in ``steps`` (B,): over the living, where most live; else -inf."""
+    rates = []
+    for column in sums.unbind(1):
+        living = ~column.isneginf()
+        living = living if 2 * int((~living).sum()) < len(column) else torch.ones_like(living)
+        rates.append(column[living].sum() / steps[living].sum())
+    return torch.stack(rates)
 
 
 def layers(tally: SystemTally) -> list[Columns]:
@@ -331,7 +341,7 @@ def oracle(case: Case, system: nn.Module, columns: list[int]) -> Iterator[Found]
     for row, (suffix, step) in enumerate(maps(case, system)):
         size, k = initial.shape[-1], columns[row]
         products = []
-        grown, lag, blur = (torch.zeros(n, k, dtype=torch.float64) for n in (len(sequences), 1, 1))
+        grown, lag, blur = (torch.zeros(n, k, dtype=torch.float64) for n in (len(sequences), len(sequences), 1))
         apart = torch.zeros(len(sequences), k, dtype=torch.float64)
         for b, values in enumerate(sequences):
             driving = values.flip(0) if suffix else values
@@ -346,7 +356,7 @@ def oracle(case: Case, system: nn.Module, columns: list[int]) -> Iterator[Found]
                 frame, r = torch.linalg.qr(pushed)
                 log = r.diagonal().abs().log()
                 longest = float(pushed.norm(dim=0).max())
-                lag = torch.maximum(lag, math.log(longest or 1.0) - log)
+                lag[b] = torch.maximum(lag[b], math.log(longest or 1.0) - log)
                 blur = torch.maximum(blur, math.log(max(longest, largest)) - log)
                 grown[b] += log if t >= case.transient else 0.0
                 apart[b] += log
@@ -355,7 +365,10 @@ def oracle(case: Case, system: nn.Module, columns: list[int]) -> Iterator[Found]
             sequences, above = [torch.cat(out, -1) for out in above], [[] for _ in sequences]
         steps = torch.tensor([max(0, end - case.transient) for end in case.ends]).double()
         chaos = float(apart.clamp(min=0.0).sum(1).amax().exp())
-        rates = grown.sum(0) / steps.sum(), grown / steps.unsqueeze(1)
+        measured = steps > 0
+        rates = mean_of_living(grown[measured], steps[measured]), grown / steps.unsqueeze(1)
+        dead = grown.isneginf().all(1)
+        lag = lag[~dead] if 2 * int(dead.sum()) < len(dead) else lag
         yield Found(*rates, lag.amax(0), chaos, blur.amax(0), products)
 
 

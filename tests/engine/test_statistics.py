@@ -35,7 +35,7 @@ def test_students_factor_falls() -> None:
 
 def test_mean_and_error_of_equal_steps_are_the_usual_ones() -> None:
     rates = noise(9, 4)
-    mean, error = mean_and_error(16 * rates, torch.full((9,), 16))
+    mean, error, _ = mean_and_error(16 * rates, torch.full((9,), 16))
     torch.testing.assert_close(mean, rates.mean(0))
     torch.testing.assert_close(error, torch.tensor(stats.sem(rates.numpy(), axis=0)))
 
@@ -44,7 +44,7 @@ def test_samples_weigh_by_their_steps_and_those_without_do_not_count() -> None:
     rates, weights = noise(5, 2), torch.tensor([3, 0, 10, 7, 0])
     sums = rates * weights.unsqueeze(1)
     sums[1] = math.nan
-    mean, error = mean_and_error(sums, weights)
+    mean, error, _ = mean_and_error(sums, weights)
     share = torch.tensor([3.0, 10.0, 7.0]).double() / 20
     expected = share @ rates[[0, 2, 3]]
     torch.testing.assert_close(mean, expected)
@@ -53,7 +53,7 @@ def test_samples_weigh_by_their_steps_and_those_without_do_not_count() -> None:
 
 @pytest.mark.parametrize("rows", [0, 1])
 def test_one_sample_has_no_error(rows: int) -> None:
-    mean, error = mean_and_error(noise(3, 2), torch.tensor([4, 0, 0]) if rows else torch.zeros(3))
+    mean, error, _ = mean_and_error(noise(3, 2), torch.tensor([4, 0, 0]) if rows else torch.zeros(3))
     assert error.isnan().all() and mean.isnan().all() == (rows == 0)
 
 

@@ -134,7 +134,7 @@ def test_what_only_some_know_is_not_known_of_all() -> None:
     module, inputs = network("tanh", 3, 4), noise(40, 4, 3)
     first = tally_of(module, inputs[:, :2], **CAREFUL).parts["l0"]
     second = tally_of(module, inputs[:, 2:], place=2, **CAREFUL).parts["l0"]
-    without = replace(second, growth=None, volume=None, is_warm=True)
+    without = replace(second, growth=None, volume=None, may_settle=False)
     merged = Tally.merge([first, without])
     spectrum = merged.spectrum(4)
     assert merged.growth is None and math.isnan(spectrum.volume_rate) and not spectrum.settled.any()

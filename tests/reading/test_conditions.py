@@ -23,7 +23,7 @@ from lightning_lyapunov.reading.conditions import (
     is_remembering,
     is_stable,
     largest,
-    most,
+    largest_growth,
     noise_between,
     run_of,
     verdict,
@@ -45,7 +45,7 @@ def test_the_error_is_that_of_the_bar_and_of_older_versions_two_standard_errors(
 
 
 def test_the_exponent_times_the_steps_stands_in_for_the_gain_of_older_versions_alone() -> None:
-    assert gain(of_an_older_version(0.5, 0.125)) == most(of_an_older_version(0.5, 0.125)) == (32.0, 16.0)
+    assert gain(of_an_older_version(0.5, 0.125)) == largest_growth(of_an_older_version(0.5, 0.125)) == (32.0, 16.0)
     assert gain(measured(0.5, 0.25, gain=1.0, gain_error=0.5)) == (1.0, 0.5)
     assert all(map(math.isnan, gain(measured(0.5, gain=NAN))))
     assert all(map(math.isnan, gain(of_an_older_version(0.5, length=None))))
@@ -116,7 +116,8 @@ def test_remembering_is_judged_by_what_lasts_best(top: float, value: float, most
         (-1.03, False, -60.0, False),  # not settled: what grew most is down by less than e-fold a step
         (-0.1, False, -65.0, True),  # 64 steps
         (-1.03, False, NAN, False),
-        (-INF, False, NAN, True),
+        (-INF, True, -65.0, True),  # gradients get through, so λ₁ is no rate in the long run
+        (-INF, True, -60.0, False),
     ],
 )
 def test_collapse_is_judged_by_the_rate_where_it_has_settled_and_else_by_growth(
@@ -136,9 +137,26 @@ def test_older_versions_are_judged_as_they_were() -> None:
 
 
 def test_dead_is_what_has_no_living_direction_or_lets_nothing_through() -> None:
-    assert is_dead(measured(DEAD)) and not is_dead(measured(DEAD + 1, gain=-99.0))
-    assert is_dead(measured(-0.1, gain=-INF))
-    assert not is_dead(measured(-0.1, gain=-INF, gain_low=-INF, gain_high=-3.0))  # one sequence in ten alone
+    assert is_dead(measured(-0.1, gain=-INF)) and not is_dead(measured(-0.1, gain=-999.0))
+    assert not is_dead(measured(-0.1, gain=-INF, gain_low=-INF, gain_high=-3.0))  # one sequence in ten lives
+    assert is_dead(measured(DEAD, gain=NAN)) and not is_dead(measured(DEAD + 1, gain=NAN))  # no growth was measured
+    assert is_dead(of_an_older_version(DEAD)) and not is_dead(of_an_older_version(DEAD + 1))
+
+
+@pytest.mark.parametrize(
+    ("value", "word"), [(1.3, "mild growth"), (-0.5, "remembering"), (-5.0, "fading"), (-20.0, "forgetting")]
+)
+@pytest.mark.parametrize("settled", [True, False])
+def test_a_sequence_that_dies_among_many_makes_no_dead_network(value: float, word: str, settled: bool) -> None:
+    """λ₁ = −∞, but in a typical sequence gradients get through."""
+    made = measured(-INF, gain=value, gain_low=-INF, gain_high=value + 1, settled=settled)
+    assert not is_dead(made) and not is_collapsed(made) and not has_settled(made) and not is_stable(made)
+    assert verdict([made]) == word and not has_saturated([measured(0.3, step=0), made])
+
+
+def test_where_most_sequences_die_and_some_live_the_network_forgets() -> None:
+    made = measured(-INF, gain=-INF, gain_error=NAN, gain_low=-INF, gain_high=-3.0, most=-3.0, settled=False)
+    assert is_forgetting(made) and not is_collapsed(made) and verdict([made]) == "forgetting"
 
 
 def test_what_is_predicted_to_fail_must_be_familiar() -> None:

@@ -108,7 +108,7 @@ def test_exponents_of_another_shape_are_refused(feature: Any, shape: tuple[int, 
 
 def assert_features(given: LyapunovSpectrum, **expected: float) -> None:
     features = spectrum_features(given)
-    expected = {"gradient_gain": NAN, "gradient_growth": NAN, **expected}
+    expected = {"gradient_gain": NAN, "gradient_growth": NAN, "gradient_horizon": NAN, **expected}
     assert set(features) == set(expected)
     for name, value in expected.items():
         assert isinstance(features[name], float), name
@@ -127,7 +127,6 @@ def test_features_of_a_whole_spectrum() -> None:
         unstable_fraction=2 / 6,
         kaplan_yorke_dimension=5.15,
         kolmogorov_sinai_entropy=0.24,
-        gradient_horizon=5.0,
         stability_margin=-0.26,
         trusted_fraction=1.0,
     )
@@ -152,7 +151,6 @@ def test_features_of_a_partial_spectrum_count_shares_of_the_whole_state() -> Non
         unstable_fraction=0.0,
         kaplan_yorke_dimension=0.0,
         kolmogorov_sinai_entropy=0.0,
-        gradient_horizon=50.0,
         stability_margin=-0.01,
         trusted_fraction=0.5,
     )
@@ -170,7 +168,6 @@ def test_features_that_a_partial_spectrum_cannot_tell_are_unknown() -> None:
         unstable_fraction=NAN,
         kaplan_yorke_dimension=NAN,
         kolmogorov_sinai_entropy=NAN,
-        gradient_horizon=2.0,
         stability_margin=-0.53,
         trusted_fraction=1.0,
     )
@@ -195,7 +192,6 @@ def test_features_with_dead_directions() -> None:
         unstable_fraction=0.0,
         kaplan_yorke_dimension=0.0,
         kolmogorov_sinai_entropy=0.0,
-        gradient_horizon=25.0,
         stability_margin=0.01,
         trusted_fraction=0.5,
     )
@@ -213,7 +209,6 @@ def test_features_of_a_dead_network() -> None:
         unstable_fraction=0.0,
         kaplan_yorke_dimension=0.0,
         kolmogorov_sinai_entropy=0.0,
-        gradient_horizon=0.0,
         stability_margin=NAN,
         trusted_fraction=0.0,
     )
@@ -231,7 +226,6 @@ def test_the_leading_exponent_is_known_though_trailing_ones_were_lost() -> None:
         unstable_fraction=NAN,
         kaplan_yorke_dimension=NAN,
         kolmogorov_sinai_entropy=NAN,
-        gradient_horizon=10.0,
         stability_margin=-0.13,
         trusted_fraction=0.5,
     )
@@ -248,9 +242,8 @@ def test_the_largest_of_a_layer_of_one_unit_may_be_unknown() -> None:
     assert math.isnan(spectrum_features(LyapunovSpectrum.union(parts))["max"])
 
 
-def test_marginal_directions_remember_for_ever() -> None:
+def test_marginal_directions_remember() -> None:
     features = spectrum_features(spectrum(0.0, 0.0))
-    assert features["gradient_horizon"] == INF
     assert features["unstable_fraction"] == 0.0 and features["near_zero_fraction"] == 1.0
 
 
@@ -281,12 +274,12 @@ def test_growth_and_gain_are_means_over_sequences() -> None:
         ([2.0], 64, 32.0),  # of one sequence the error is not known
         ([0.0, 0.0], 64, INF),
         ([-INF, -INF], 64, 0.0),
-        ([NAN, NAN], 64, 10.0),  # at the rate of the exponent
+        ([NAN, NAN], 64, NAN),  # whatever the exponent is
     ],
 )
 def test_horizon_is_the_pace_over_a_sequence_or_its_error(gains: list[float], steps: Any, horizon: float) -> None:
     features = spectrum_features(spectrum(0.1, -1.0, growth=growth(gains, steps=steps)))
-    assert features["gradient_horizon"] == pytest.approx(horizon, rel=1e-5)
+    assert features["gradient_horizon"] == pytest.approx(horizon, rel=1e-5, nan_ok=True)
 
 
 def test_where_layers_have_no_growth_together_the_largest_speaks_by_name() -> None:

@@ -101,10 +101,42 @@ def test_growth_is_told_where_exponents_have_not_settled() -> None:
         "3.0-fold in eight sequences of ten. That is mild; keep an eye on it, above all with longer sequences."
     )
     text = of(findings(course(0.0, 0.0, 0.1, 0.1, settled=False)), "growing").text
-    assert "it has done so by more than 7.4-fold since epoch 1. Lower the recurrent gain or the learning rate" in text
+    assert (
+        "; it has grown by more than 7.4-fold at every measurement since epoch 1. Lower the recurrent gain or" in text
+    )
     text = of(findings(course(0.1, 0.1, settled=False)), "growing").text  # before there was a learning rate
     assert "Lower the recurrent gain, or initialise it orthogonally." in text and "clip" not in text
-    assert "have not settled" in of(findings(history(digits)), "evidence").text
+    assert "No exponent has settled, so" in of(findings(history(digits)), "evidence").text
+
+
+def test_the_largest_exponent_is_said_not_to_have_settled_while_others_have() -> None:
+    some = torch.tensor([False, True, True])
+    made = measured(0.2, 0.03, settled=None, gain=0.8)
+    object.__setattr__(made, "settled", some)
+    text = of(findings(history(made)), "evidence").text
+    assert text.startswith("The largest exponent has not settled, so what is said here is what happened over these")
+
+
+def test_that_nothing_has_settled_is_told_once() -> None:
+    found = now(0.1, settled=False, gain=math.nan)
+    assert sum("settled" in f.text for f in found) == 1
+    assert of(found, "undecided").text == (
+        "No exponent has settled, and growth over a sequence is not known, so there is nothing to judge by: measure "
+        "growth (growth=8), or longer sequences (num_steps)."
+    )
+    assert of(found, "evidence").text.startswith("There is one measurement so far")
+
+
+def test_growth_of_a_single_sequence_is_told_with_what_is_missing() -> None:
+    text = of(now(0.1, settled=False, gain=3.0, gain_error=math.nan), "undecided").text
+    assert "a gradient grows 20-fold" in text and "two sequences or more" in text
+
+
+def test_growth_is_not_said_to_have_begun_before_it_was_measured() -> None:
+    old = [of_an_older_version(0.13, step=10 * i, epoch=i) for i in range(3)]
+    new = [measured(0.13, settled=False, step=10 * i, epoch=i) for i in (3, 4)]
+    text = of(findings(history(*old, *new)), "growing").text
+    assert "by more than 7.4-fold at every measurement since epoch 3 at least." in text
 
 
 def test_what_was_measured_over_fewer_steps_is_told_so() -> None:
@@ -121,7 +153,7 @@ def test_older_versions_tell_no_factor() -> None:
     [
         (0.1, 0.1, 0.2, "About 4 times"),
         (0.05, 0.1, 0.2, "About 16 times"),
-        (0.1, 0.04, 0.1, "About 1 times"),
+        (0.1, 0.04, 0.1, "A few more sequences"),
         (0.05, 0.04, 0.1, "Longer sequences"),
         (0.001, 0.1, 0.2, "take it for 0"),
         (0.0, 0.1, 0.2, "take it for 0"),
@@ -219,10 +251,13 @@ def test_layers_are_told_by_what_they_multiply_a_gradient_by() -> None:
     old = of_an_older_version(-0.05, layers={"a": layer(0.2), "b": layer(-0.1)})
     text = of(findings(history(old)), "layer_explodes").text
     assert "its largest exponent is +0.20 ± 0.02 nats/step, beside b -0.10 ± 0.02." in text
+    unknown = of_an_older_version(-0.05, layers={"a": layer(-math.inf), "b": layer(math.nan)})
+    text = of(findings(history(unknown)), "layer_died").text
+    assert "its largest exponent is -∞ nats/step, beside b unknown." in text
 
 
 def test_the_layer_that_speaks_for_all_is_named() -> None:
-    assert "a gradient in layer decoder grows" in of(now(0.13, growth_of="decoder"), "chaotic").text
+    assert "a gradient in decoder grows" in of(now(0.13, growth_of="decoder"), "chaotic").text
 
 
 # ------------------------------------------------------------------ the prediction

@@ -14,6 +14,7 @@ from lightning_lyapunov.reading.words import (
     over_a_sequence,
     percent,
     plus_minus,
+    since,
     steps_of,
     steps_to_a_percent,
     two_digits,
@@ -48,6 +49,7 @@ def test_factors_are_read_back_to_two_digits(nats: float) -> None:
         (0.01, "1.0-fold"),
         (-0.01, "1.0-fold"),
         (-INF, "0"),
+        (INF, "∞-fold"),
         (5000.0, "10^2171-fold"),
         (-5000.0, "10^-2171"),
     ],
@@ -65,7 +67,42 @@ def test_two_digits_and_shares() -> None:
 def test_exponents_have_the_half_width_of_their_bar() -> None:
     assert in_words(measured(0.13, 0.02)) == "+0.13 ± 0.02 nats/step"
     assert in_words(of_an_older_version(0.13, 0.01)) == "+0.13 ± 0.02 nats/step"
-    assert plus_minus(-0.4876, 0.001) == "-0.488 ± 0.001" and plus_minus(0.5, NAN) == "+0.500"
+    assert in_words(measured(NAN, NAN)) == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "words"),
+    [
+        (0.1216, 0.1020, "+0.12 ± 0.10"),  # one digit, 0.1 ± 0.1, would not be above 0 beyond its error
+        (0.1216, 0.196, "+0.1 ± 0.2"),
+        (0.34, 0.26, "+0.34 ± 0.26"),  # not +0.3 ± 0.3
+        (-0.26, 0.34, "-0.26 ± 0.34"),
+        (0.1216, 0.0996, "+0.12 ± 0.10"),
+        (0.1216, 0.0944, "+0.12 ± 0.09"),
+        (0.1216, 0.21, "+0.1 ± 0.2"),
+        (-0.4876, 0.001, "-0.4876 ± 0.0010"),
+        (-0.4876, 0.002, "-0.488 ± 0.002"),
+        (-0.4876, 1e-7, "-0.4876 ± 0.0000"),
+        (8.32, 1.04, "+8.3 ± 1.0"),
+        (83.2, 12.0, "+83.2 ± 12.0"),
+        (0.5, NAN, "+0.500"),
+        (0.5, INF, "+0.500"),
+        (NAN, 0.1, "unknown"),
+        (-INF, NAN, "-∞"),
+        (INF, NAN, "+∞"),
+    ],
+)
+def test_figures_have_the_digits_of_their_errors(value: float, error: float, words: str) -> None:
+    assert plus_minus(value, error) == words
+
+
+def test_what_older_measurements_cannot_vouch_for_is_told_as_at_least() -> None:
+    old = [of_an_older_version(0.13, step=10 * i, epoch=i) for i in range(3)]
+    new = [measured(0.13, step=10 * i, epoch=i) for i in (3, 4)]
+    assert since([*old, *new], lambda m: True) == "since epoch 3 at least"
+    assert since([*old, *new], lambda m: m.epoch > 3) == "since epoch 4"
+    assert since(old, lambda m: m.epoch > 0) == "since epoch 1"
+    assert since(new, lambda m: True) == "since epoch 3"
 
 
 # ------------------------------------------------------------------ over a sequence
@@ -111,7 +148,7 @@ def test_odd_growth_in_words() -> None:
     assert over_a_sequence(of_an_older_version(0.1)) == ""
     assert over_a_sequence(measured(0.1, gain=-INF)).endswith("a gradient vanishes in a typical sequence")
     assert "a gradient keeps its size in a typical sequence" in over_a_sequence(measured(0.1, gain=0.01))
-    assert "a gradient in layer rnn.l1 grows" in over_a_sequence(measured(0.1, growth_of="rnn.l1"))
+    assert "a gradient in rnn.l1 grows" in over_a_sequence(measured(0.1, growth_of="rnn.l1"))
     assert "a gradient grew" in over_a_sequence(measured(0.1), past=True)
 
 
