@@ -401,7 +401,7 @@ def rows_of_groups(network: Network, plan: Plan, system: System, drive: Drive, t
         for batch in plan.batches:
             groups = groups_of(tally, batch)
             scale = single.var(0) / batch
-            means, errors = zip(*(mean_and_error(g.log.sum(0), g.steps.sum(0)) for g in groups), strict=True)
+            means, errors = zip(*(mean_and_error(g.log.sum(0), g.steps.sum(0))[:2] for g in groups), strict=True)
             spread, error = torch.stack(means)[:, order].var(0), torch.stack(errors)[:, order].square().mean(0)
             once = [replace(group, again=None) for group in groups]
             for k in (network.k, *(k for k in EXPONENTS if k < network.k and batch in (4, 16, 64))):
@@ -438,7 +438,7 @@ def alone(system: System, inputs: Tensor, k: int) -> list[LyapunovSpectrum]:
             steps=meter._steps[:, row : row + 1],
             lengths=[steps],
             transients=[transient],
-            trusted=meter.trusted,
+            trusted=meter.trusted.all(0),
             dimension=path.size,
             driven=True,
             along=along,

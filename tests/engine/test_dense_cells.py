@@ -1,16 +1,20 @@
 """Any cell as a map: its Jacobians, formed at once where that is safe, against one forward-mode derivative per step."""
 
+import math
 import random
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from systems import OpaqueTanh, Wrapped, flat, jacobian_by_autograd, linear, logistic, lorenz, noise
 from torch import Tensor, nn
 from torch.func import jvp, vmap
 
+from lightning_lyapunov import lyapunov_spectrum
 from lightning_lyapunov.engine.maps import forms
 from lightning_lyapunov.engine.maps.base import LinearStretch
 from lightning_lyapunov.engine.maps.cell import CellMap
@@ -124,9 +128,9 @@ CELLS: dict[str, tuple[Callable[[], Any], tuple[Tensor, ...]]] = {
 FALLING_BACK: dict[str, tuple[Callable[[], Any], tuple[Tensor, ...]]] = {
     "branching": (lambda: branching, H),
     "opaque": (Opaque, H),
-    "counting": (Counting, H),
 }
-every_cell = pytest.mark.parametrize("name", CELLS | FALLING_BACK)
+CHANGING: dict[str, tuple[Callable[[], Any], tuple[Tensor, ...]]] = {"counting": (Counting, H)}
+every_cell = pytest.mark.parametrize("name", CELLS | FALLING_BACK | CHANGING)
 
 
 class Followed:
@@ -139,22 +143,23 @@ class Followed:
         batch = len(state[0])
         inputs = torch.arange(steps * batch).view(steps, batch) % 10 if indices else noise(steps, batch, INPUT)
         self.map = CellMap(self.cell, template, driven=True, dtype=torch.float64, **options)
+        self.drive = inputs
         self.states, self.factors = self.map.follow(inputs, self.map.flatten(template))
         self.stretch = LinearStretch(self.map, self.factors)
 
     @classmethod
     def of(cls, name: str) -> "Followed":
         torch.manual_seed(0)
-        make, state = (CELLS | FALLING_BACK)[name]
+        make, state = (CELLS | FALLING_BACK | CHANGING)[name]
         return cls(make(), state)
 
     def step(self, t: int) -> Callable[[Tensor], Tensor]:
         """The cell itself, as a map of flat states."""
-        return lambda s: self.map.flatten(self.cell(self.factors[1][t], self.map.unflatten(s.clone())))
+        return lambda s: self.map.flatten(self.cell(self.drive[t], self.map.unflatten(s.clone())))
 
     def jacobian(self, t: int) -> Tensor:
         """By forward mode, or by one backward pass for each entry where the cell has none."""
-        state = self.factors[0][t]
+        state = self.states[t]
         with torch.enable_grad():
             if isinstance(self.cell, Opaque | Counting) or self.cell is detached:
                 return jacobian_by_autograd(self.step(t), state)
@@ -187,10 +192,11 @@ def test_push_and_pull_equal_one_derivative_per_step(name: str, dense: bool, mon
 @every_cell
 def test_jacobians_are_formed_at_once_where_that_is_safe(name: str) -> None:
     followed = Followed.of(name)
+    assert followed.map.changes is (name in CHANGING)
     followed.stretch.steps(1, torch.float64)
     assert followed.map.over_time is None or followed.map.over_time == (name in CELLS)
     followed.map.jacobians(followed.factors)
-    assert followed.map.over_time == (name in CELLS)
+    assert followed.map.over_time == (None if name in CHANGING else name in CELLS)
 
 
 @every_cell
@@ -282,33 +288,6 @@ def test_no_look_at_the_state_is_made_for_many_times_at_once(look: str) -> None:
     assert followed.map.over_time is False
 
 
-def test_a_cell_in_training_mode_is_differentiated_step_by_step() -> None:
-    cell = NormalisedLSTM().double()
-    followed = Followed(cell, PAIR)
-    cell.memory.train()
-    followed.map.jacobians(followed.factors)
-    assert followed.map.over_time is False
-
-
-def test_a_cell_that_writes_to_its_buffers_leaves_those_of_the_user_alone() -> None:
-    followed = Followed.of("counting")
-    followed.map.jacobians(followed.factors)
-    assert followed.map.over_time is False
-    assert int(followed.cell.steps) == 0
-    assert int(followed.map._tensors["cell.steps"]) == STEPS  # those of the trajectory, and none for its derivative
-
-
-@pytest.mark.parametrize("draw", [lambda: torch.randn(()).double(), random.random], ids=["torch", "python"])
-def test_a_noisy_cell_is_differentiated_step_by_step(draw: Callable[[], Any]) -> None:
-    """Each step scales the state by a number of its own, the same for every direction."""
-    followed = Followed(lambda x, state: draw() * state, H)
-    ours = followed.map.jacobians(followed.factors)
-    assert followed.map.over_time is False
-    scales = ours[:, :1, :1, :1]
-    torch.testing.assert_close(ours, scales * torch.eye(HIDDEN).double().expand_as(ours), **EXACT)
-    assert len(scales.unique()) == STEPS
-
-
 class LyingTanh(torch.autograd.Function):
     """Its backward pass is not that of its forward pass."""
 
@@ -368,6 +347,282 @@ def test_where_the_state_has_overflown_nothing_is_known(form: str) -> None:
         for vectors in (steps.push(t, start.unsqueeze(-1)), steps.pull(t, start.unsqueeze(-1))):
             assert vectors[1].isnan().all() == (t > 0)
             assert vectors[[0, 2]].isfinite().all()
+
+
+# ------------------------------------------------------------------ cells that draw, or change as they run
+
+
+def gambling(x: Any, state: Tensor) -> Tensor:
+    """Doubles one of its first two entries and halves the other; the third, a coin, says which, and where they go.
+
+    The coin of a step decides what the next one does: Jacobians of other draws than those of the states shrink.
+    """
+    a, b, f = state.unbind(-1)
+    coin = (torch.rand(len(state)) < 0.5).to(state)
+    a, b = torch.where(f > 0.5, 2 * a, 0.5 * a), torch.where(f > 0.5, 0.5 * b, 2 * b)
+    big, small = a + b, 0.01 * (a - b)
+    return torch.stack([torch.where(coin > 0.5, big, small), torch.where(coin > 0.5, small, big), coin], -1)
+
+
+class Ageing(nn.Module):
+    """h' = h exp(-0.01 t), t counted in a buffer, in place or anew, or in a number."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.n = way, 0
+        self.register_buffer("t", torch.zeros(()))
+
+    def forward(self, x: Any, state: Tensor) -> Tensor:
+        if self.way == "number":
+            self.n += 1
+            return state * math.exp(-0.01 * self.n)
+        if self.way == "in place":
+            self.t += 1
+        else:
+            self.t = self.t + 1
+        return state * torch.exp(-0.01 * self.t)
+
+
+def in_blocks(length: int, count: list[int]) -> Callable[[Any, Tensor], Tensor]:
+    """Multiplies by 4 for some steps and by 1/4 for as many, by its own clock."""
+
+    def step(x: Any, state: Tensor) -> Tensor:
+        count[0] += 1
+        return state * (4.0 if count[0] // length % 2 == 0 else 0.25)
+
+    return step
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The Jacobians ``(T, B, D, D)`` of each stretch that is followed from here on."""
+    stretches, follow = list[Tensor](), CellMap.follow
+
+    def watched(self: CellMap, *args: Any) -> Any:
+        states, factors = follow(self, *args)
+        stretches.append(self.jacobians(factors))
+        return states, factors
+
+    monkeypatch.setattr(CellMap, "follow", watched)
+    return stretches
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_cell_that_draws_is_linearised_as_it_runs(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    stretches = recorded(monkeypatch)
+    spectrum = lyapunov_spectrum(gambling, None, state=torch.zeros(8, 3).double(), steps=200, k=k)
+    assert float(spectrum.exponents[0]) == pytest.approx(math.log(2), abs=float(spectrum.error[0]))
+    jacobians = torch.cat(stretches)
+    assert len(jacobians) == 200  # no pass of the growth made its own
+    product = torch.eye(3).double()
+    for jacobian in jacobians:
+        product = jacobian @ product
+    norms = torch.linalg.matrix_norm(product)
+    assert float(spectrum.gain) == pytest.approx(float((norms.square() / 3).log().mean() / 2), abs=1e-6)
+    assert 137 < float(spectrum.gain) < 139
+    assert float(spectrum.log_singular_values[0]) == pytest.approx(
+        float(torch.linalg.svdvals(product)[:, 0].log().mean()), abs=1e-3
+    )
+
+
+@pytest.mark.parametrize("way", ["in place", "anew", "number"])
+def test_a_module_that_counts_its_steps_is_linearised_as_it_runs(way: str) -> None:
+    cell = Ageing(way)
+    state = torch.ones(4, 2).double()
+    spectrum = lyapunov_spectrum(cell, None, state=state, steps=200, transient=50)
+    expected = -0.01 * sum(range(51, 201)) / 150
+    assert spectrum.exponents.tolist() == pytest.approx([expected] * 2, abs=1e-6)
+    assert float(spectrum.gain) == pytest.approx(-0.01 * sum(range(1, 201)), abs=1e-5)
+    assert cell.n == 0 and float(cell.t) == 0
+
+
+@pytest.mark.parametrize("length", [1, 10, 32, 50])
+def test_a_closure_that_counts_its_steps_is_linearised_as_it_runs(length: int) -> None:
+    """Also where it does the same twice in a row, so that what a step gives does not tell."""
+    count = [0]
+    spectrum = lyapunov_spectrum(
+        in_blocks(length, count), None, state=torch.ones(4, 2).double(), steps=200, transient=50
+    )
+    assert count == [201]  # the check of what was passed is a step, the trial none
+    gains = [math.log(4) * (1 if t // length % 2 == 0 else -1) for t in range(2, 202)]
+    assert spectrum.exponents.tolist() == pytest.approx([sum(gains[50:]) / 150] * 2, abs=1e-9)
+    assert float(spectrum.gain) == pytest.approx(sum(gains), abs=1e-9)
+
+
+def noted() -> Callable[[Any, Tensor], Tensor]:
+    """Keeps what it gave last, and does nothing by it."""
+
+    def step(x: Any, state: Tensor) -> Tensor:
+        step.last = torch.tanh(state)  # type: ignore[attr-defined]
+        return step.last  # type: ignore[attr-defined, no-any-return]
+
+    return step
+
+
+GENERATOR, TORCHS, NUMPYS = random.Random(0), torch.Generator(), np.random.default_rng(0)
+TICKS: dict[str, int] = {"made": 0}
+
+
+def ticking(state: Tensor) -> Tensor:
+    TICKS["made"] += 1
+    return state
+
+
+class Object:
+    def __init__(self) -> None:
+        self.made = 0
+
+    def step(self, x: Any, state: Tensor) -> Tensor:
+        self.made += 1
+        return state
+
+    __call__ = step
+
+
+def drawing_on(values: Any) -> Callable[[Any, Tensor], Tensor]:
+    return lambda x, state: state * next(values)
+
+
+def remembering() -> Callable[[Any, Tensor], Tensor]:
+    trace = torch.zeros(BATCH, HIDDEN).double()
+
+    def step(x: Any, state: Tensor) -> Tensor:
+        nonlocal trace
+        trace = 0.5 * trace + state
+        return torch.tanh(state)
+
+    return step
+
+
+SELF_WILLED: dict[str, Callable[[], Callable[[Any, Tensor], Tensor]]] = {
+    "torch": lambda: lambda x, state: torch.rand(()).double() * state,
+    "python": lambda: lambda x, state: random.random() * state,
+    "numpy": lambda: lambda x, state: float(np.random.rand()) * state,
+    "a generator of torch": lambda: lambda x, state: torch.rand((), generator=TORCHS).double() * state,
+    "a generator of python": lambda: lambda x, state: GENERATOR.random() * state,
+    "a generator of numpy": lambda: lambda x, state: float(NUMPYS.random()) * state,
+    "out of sight": lambda: lambda x, state: random.SystemRandom().random() + state,
+    "iterator": lambda: drawing_on(iter([2.0] * 100)),
+    "function of another": lambda: lambda x, state: ticking(state),
+    "method": lambda: Object().step,
+    "object": Object,
+    "partial": lambda: partial(Object().step),
+    "tensor": remembering,
+}
+
+
+@pytest.mark.parametrize("name", SELF_WILLED)
+def test_what_a_callable_may_change_by_is_seen(name: str) -> None:
+    """At a state of zeros too, at which a factor does not tell."""
+    followed = Followed(SELF_WILLED[name](), (torch.zeros(BATCH, HIDDEN).double(),))
+    assert followed.map.changes is True
+    assert [factor.shape for factor in followed.factors] == [(STEPS, BATCH, HIDDEN, HIDDEN)]
+
+
+def test_what_a_callable_notes_is_no_change_once_it_gives_the_same() -> None:
+    cell = noted()
+    cell(None, H[0])
+    assert Followed(cell, H).map.changes is False
+
+
+class Noting(nn.Module):
+    last: Any = None
+
+    def forward(self, x: Any, state: Tensor) -> Tensor:
+        self.last = torch.tanh(state)
+        return self.last
+
+
+class Wavering(nn.Module):
+    def forward(self, x: Any, state: Tensor) -> Tensor:
+        return nn.functional.dropout(state, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("make", "changes"),
+    [(Noting, False), (lambda: Ageing("number"), True), (lambda: Ageing("in place"), True), (Wavering, True)],
+)
+def test_the_trial_of_a_module_leaves_no_trace(make: Callable[[], nn.Module], changes: bool) -> None:
+    cell = make().eval()
+    ours = CellMap(cell, H[0], driven=False, dtype=torch.float64)
+    random_state, attributes = torch.get_rng_state(), dict(vars(cell))
+    tensors = {name: tensor.clone() for name, tensor in ours._tensors.items()}
+    assert ours._module_changes(H[0], noise(BATCH, 0)) is changes
+    assert torch.equal(torch.get_rng_state(), random_state) and vars(cell) == attributes
+    ours.step(H[0], noise(BATCH, 0))
+    assert vars(cell) == attributes
+    assert all(torch.equal(ours._tensors[name], tensor) for name, tensor in tensors.items())
+
+
+def test_a_cell_in_training_mode_is_linearised_as_it_runs() -> None:
+    cell = NormalisedLSTM().double().eval()
+    cell.memory.train()
+    ours = CellMap(cell, PAIR, driven=True, dtype=torch.float64)
+    ours.follow(noise(STEPS, BATCH, INPUT), ours.flatten(PAIR))
+    assert ours.changes is True
+
+
+def test_a_cell_that_writes_to_its_buffers_leaves_those_of_the_user_alone() -> None:
+    followed = Followed.of("counting")
+    followed.map.jacobians(followed.factors)
+    assert int(followed.cell.steps) == 0
+    assert int(followed.map._tensors["cell.steps"]) == STEPS  # those of the trajectory, and none for its derivative
+
+
+@pytest.mark.parametrize("draw", [lambda: torch.randn(()).double(), random.random], ids=["torch", "python"])
+def test_a_noisy_cell_has_the_jacobians_of_its_own_draws(draw: Callable[[], Any]) -> None:
+    """Each step scales the state by a number of its own, which the states tell."""
+    followed = Followed(lambda x, state: draw() * state, H)
+    ours = followed.map.jacobians(followed.factors)
+    scales = (followed.states[1:] / followed.states[:-1])[..., :1, None]
+    torch.testing.assert_close(ours, scales * torch.eye(HIDDEN).double(), **EXACT)
+    assert len(scales[:, 0].unique()) == STEPS
+
+
+DRAWN: dict[str, Callable[[Tensor], Tensor]] = {
+    "at once": lambda h: torch.tanh(2 * h.flip(-1)),
+    "one by one": OpaqueTanh.apply,
+    "without the state": lambda h: torch.zeros_like(h),
+    "overwriting": lambda h: h.copy_(torch.tanh(h.flip(-1))),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", DRAWN)
+def test_what_was_linearised_as_it_ran_acts_in_every_form(name: str, dtype: torch.dtype) -> None:
+    function, seen = DRAWN[name], list[Tensor]()
+
+    def cell(x: Any, state: Tensor) -> Tensor:
+        seen.append(torch.rand(BATCH, HIDDEN).double())
+        return seen[-1] * function(state)
+
+    followed = Followed(cell, H)
+    drawn = seen[-STEPS:]
+    near = EXACT if dtype == torch.float64 else {"rtol": 0.0, "atol": 1e-5}
+    vectors = noise(BATCH, HIDDEN, K, seed=3, dtype=dtype)
+    for k in (1, HIDDEN):
+        steps = followed.stretch.steps(k, dtype)
+        for t in range(STEPS):
+            expected = jacobian_by_autograd(lambda h, t=t: drawn[t] * function(h.clone()), followed.states[t]).to(dtype)
+            for rows in (BATCH, 1):
+                ours = steps.push(t, vectors[:rows]), steps.pull(t, vectors[:rows])
+                theirs = expected[:rows] @ vectors[:rows], expected[:rows].mT @ vectors[:rows]
+                torch.testing.assert_close(ours, theirs, **near)
+            alone = tuple(factor[t] for factor in followed.factors)
+            torch.testing.assert_close(followed.map.push_forward(alone, vectors), expected @ vectors, **near)
+            torch.testing.assert_close(followed.map.pull_back(alone, vectors), expected.mT @ vectors, **near)
+    volume = torch.linalg.slogdet(followed.factors[0]).logabsdet
+    torch.testing.assert_close(followed.stretch.log_volume(HIDDEN), volume, rtol=0.0, atol=1e-9)
+    torch.testing.assert_close(followed.stretch.log_volume_of_last(2), volume[-2:, 0].sum(), rtol=0.0, atol=1e-9)
+
+
+def test_a_noisy_sequence_that_has_overflown_is_alone_in_it() -> None:
+    start = torch.ones(BATCH, HIDDEN).double()
+    start[1, 0] = torch.finfo(torch.float64).max
+    followed = Followed(lambda x, state: torch.relu((2 + torch.rand(())) * state), (start,))
+    (jacobians,) = followed.factors
+    assert jacobians[1:, 1].isnan().all() and jacobians[0].isfinite().all()
+    assert jacobians[:, [0, 2]].isfinite().all()
 
 
 # ------------------------------------------------------------------ which form, and how much of it

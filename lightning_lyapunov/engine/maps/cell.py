@@ -3,15 +3,19 @@ r"""Any callable ``cell(x, state) -> state`` as a map, differentiated by automat
 States are run through first, one step after another. Their Jacobians follow from reverse mode, vectorised over time and
 over the entries of the state: a batch of sequences at one time is to the cell what it was when it ran, so that a cell
 which looks at its state, or holds a row per sequence of something, either gives the same or refuses. Where it refuses,
-draws random numbers or changes while it runs, each step is differentiated by itself.
+each step is differentiated by itself.
+
+A cell that draws random numbers or changes as it runs would be another one by then. The first step of a map is a trial
+of that; where it is so, each step is linearised by the very call that makes it, and its Jacobian is kept.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
 from typing import Any, TypeAlias
 
 import torch
@@ -19,6 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp, vmap
 
 from lightning_lyapunov.engine.maps.base import Recurrence
+from lightning_lyapunov.engine.maps.changes import are_as_given, are_close, are_same, kept
 from lightning_lyapunov.engine.maps.forms import Factors
 from lightning_lyapunov.engine.maps.weights import cast, cast_tensors
 
@@ -39,6 +44,8 @@ class CellMap(Recurrence):
     Attributes:
         castable: Whether the cell also runs in other floating types; False for one that is no module.
         over_time: Whether the Jacobians of many steps are formed at once; None before it was tried.
+        changes: Whether the cell draws random numbers or changes as it runs, so that its steps are linearised as they
+            are made; None before it was tried.
     """
 
     dense_limit = 32768
@@ -53,8 +60,10 @@ class CellMap(Recurrence):
         self._tensors = cast_tensors(self._holder, dtype, detach) if self._holder is not None else {}
         self._casts: dict[torch.dtype, CellMap] = {}
         self.over_time: bool | None = None
+        self.changes: bool | None = None
         self._forward_mode: bool | None = None
         self._reverse_mode: bool | None = None
+        self._rows_at_once: bool | None = None
 
     def to(self, dtype: torch.dtype) -> CellMap:
         if dtype == self.dtype or not self.castable:
@@ -82,7 +91,9 @@ class CellMap(Recurrence):
     # ------------------------------------------------------------------ the step
 
     def step(self, state: Tensor, drive: Tensor) -> Tensor:
-        return self._with_tensors(lambda: self._step(state, drive), self._tensors)
+        """As in the base; a module is as it was after it, its buffers and attributes included."""
+        with self._as_found() as tensors:
+            return self._with_tensors(lambda: self._step(state, drive), tensors)
 
     def run(self, inputs: Tensor, drive: Tensor, state: Tensor) -> Tensor:
         with torch.no_grad():
@@ -90,6 +101,27 @@ class CellMap(Recurrence):
 
     def linearise(self, states: Tensor, drive: Tensor, by_input: bool = False) -> Factors:
         return states, drive
+
+    def follow(self, inputs: Tensor, state: Tensor, by_input: bool = False) -> tuple[Tensor, Factors]:
+        """As in the base; the factors of a cell that :attr:`changes` are its Jacobians ``(T, B, D, D)`` themselves."""
+        drive, made, before = self.drive(inputs), list[tuple[Tensor, Tensor]](), state
+        if self.changes is None and len(drive):
+            if self._holder is not None:
+                self.changes = self._module_changes(state, drive[0])
+            else:  # nobody can set it back, so the trial is the step itself
+                found = kept(self.cell, state.device)
+                start, image = self._make(state, drive[0])
+                self.changes = not are_same(found, kept(self.cell, state.device))
+                # What changes out of sight costs it a second step, which does not count.
+                self.changes = self.changes or not are_close(self.step(state, drive[0]), image)
+                made += [(image.detach(), self._jacobian(start, image))] if self.changes else []
+        if not (self.changes and len(drive)):
+            return super().follow(inputs, state, by_input)
+        for x in drive[len(made) :]:
+            start, image = self._make(made[-1][0] if made else before, x)
+            made.append((image.detach(), self._jacobian(start, image)))
+        after, jacobians = zip(*made, strict=True)
+        return torch.stack([before, *after]), (torch.stack(jacobians),)
 
     def _with_tensors(self, function: Callable[[], Tensor], tensors: dict[str, Tensor]) -> Tensor:
         """What a function gives while the cell computes with other ``tensors``; what it changes of them, it changes."""
@@ -122,10 +154,72 @@ class CellMap(Recurrence):
             )
         return result
 
+    # ------------------------------------------------------------------ a cell that changes as it runs
+
+    def _module_changes(self, state: Tensor, drive: Tensor) -> bool:
+        """Whether a step leaves a module another one, or is not the same twice; the module is as before."""
+        if any(part.training for part in self._modules()):
+            return True
+        found = []
+        devices = [state.device] if state.is_cuda else []
+        with self._as_found(), torch.random.fork_rng(devices):
+            for _ in range(2):
+                given = {name: tensor.clone() for name, tensor in self._tensors.items()}
+                tensors = dict(given)
+                image = self._with_tensors(partial(self._step, state, drive), tensors).detach()
+                if not are_as_given(tensors, given):
+                    return True
+                found.append((image, kept(self.cell, state.device)))
+        (image, before), (again, after) = found
+        return not (are_close(image, again) and are_same(before, after))
+
+    def _modules(self) -> list[nn.Module]:
+        return [] if self._holder is None else list(self._holder.cell.modules())
+
+    @contextmanager
+    def _as_found(self) -> Iterator[dict[str, Tensor]]:
+        """Tensors for a module whose buffers may be written to; its attributes are its own again afterwards."""
+        tensors, found = dict(self._tensors), [(part, dict(vars(part))) for part in self._modules()]
+        if self._holder is not None:
+            tensors |= {name: tensors[name].clone() for name, _ in self._holder.named_buffers() if name in tensors}
+        try:
+            yield tensors
+        finally:
+            for part, attributes in found:
+                vars(part).clear()
+                vars(part).update(attributes)
+
+    def _make(self, state: Tensor, drive: Tensor) -> tuple[Tensor, Tensor]:
+        """Make a step that counts: the state ``(B, D)`` before and after it, joined by a graph."""
+        with torch.enable_grad():
+            start = state.detach().clone().requires_grad_()
+            image = self._with_tensors(lambda: self._step(start, drive), self._tensors).to(self.dtype)
+        if self._detach:  # a buffer that the state was written to
+            self._tensors = {name: tensor.detach() for name, tensor in self._tensors.items()}
+        return start, image
+
+    def _jacobian(self, start: Tensor, image: Tensor) -> Tensor:
+        """That of each sequence ``(B, D, D)``, from the graph of a step."""
+        size = self.state_size
+        basis = torch.eye(size, dtype=image.dtype, device=image.device).unsqueeze(1).expand(-1, len(image), -1)
+        rows = None
+        if self._rows_at_once is not False and image.requires_grad:
+            try:
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("error", "There is a performance drop")
+                    options: dict[str, Any] = {"is_grads_batched": True, "allow_unused": True, "retain_graph": True}
+                    rows = torch.autograd.grad(image, start, basis, **options)[0]
+                self._rows_at_once = True
+            except Exception:  # an operator of the user's cell, without a batching rule
+                self._rows_at_once = False
+        if rows is None:
+            rows = _pull_each(image, start, basis)
+        return _unknown_where_overflown(rows.transpose(0, 1), start.detach())
+
     # ------------------------------------------------------------------ Jacobians of many steps at once
 
     def prefers_dense(self, factors: Factors, k: int) -> bool:
-        if self._volume_is_cheap(k):  # they are formed anyway
+        if _are_jacobians(factors) or self._volume_is_cheap(k):  # they are formed anyway
             return True
         size, most = self.state_size, 4 * self.dense_limit
         pays = super().prefers_dense(factors, k) or 4 * k >= 3 * size
@@ -133,6 +227,8 @@ class CellMap(Recurrence):
         return pays and self._goes_over_time(factors)
 
     def jacobians(self, factors: Factors) -> Tensor:
+        if _are_jacobians(factors):
+            return factors[0]
         states, drive = factors
         if self._goes_over_time(factors):
             try:
@@ -145,7 +241,7 @@ class CellMap(Recurrence):
         return torch.stack([self.push_forward(factor, basis) for factor in zip(states, drive, strict=True)])
 
     def log_volume_of_last(self, factors: Factors, steps: int) -> Tensor:
-        if not self._goes_over_time(factors):
+        if _are_jacobians(factors) or not self._goes_over_time(factors):
             return super().log_volume_of_last(factors, steps)
         if not self._has_dense(factors):
             factors = tuple(factor[-steps:] for factor in factors)  # all rows: a cell may count on their number
@@ -175,8 +271,6 @@ class CellMap(Recurrence):
             with warnings.catch_warnings():
                 # An operator without a batching rule is called once for each step, slower than we would do it.
                 warnings.filterwarnings("error", "There is a performance drop")
-                if self._changes_itself(states[0], drive[0]):
-                    return False
                 jacobian = self._derive(lambda: self._jacobians_over_time(states, drive))[0]
         except Exception:  # the cell is the user's, and has met none of this in its own steps
             return False
@@ -187,19 +281,11 @@ class CellMap(Recurrence):
         slack = math.sqrt(torch.finfo(states.dtype).eps) * float((jacobian.abs() @ tangent.abs()).nan_to_num().amax())
         return torch.allclose(jacobian @ tangent, alone, rtol=0.0, atol=slack, equal_nan=True)
 
-    def _changes_itself(self, state: Tensor, drive: Tensor) -> bool:
-        """Whether a step leaves the cell another one: in training mode, or where it writes to its buffers."""
-        if self._holder is None:
-            return False
-        if any(part.training for part in self._holder.cell.modules()):
-            return True
-        tensors = {name: tensor.clone() for name, tensor in self._tensors.items()}
-        self._with_tensors(lambda: self._step(state, drive), tensors)
-        return not all(torch.equal(tensors[name], tensor) for name, tensor in self._tensors.items())
-
     # ------------------------------------------------------------------ the Jacobian of one step
 
     def push_forward(self, factors: Factors, tangents: Tensor) -> Tensor:
+        if _are_jacobians(factors):
+            return factors[0].to(tangents.dtype) @ tangents
         state, drive = factors
         own = tangents.to(self.dtype)
         if self._forward_mode is None:
@@ -213,6 +299,8 @@ class CellMap(Recurrence):
         return _unknown_where_overflown(pushed, state).to(tangents.dtype)
 
     def pull_back(self, factors: Factors, cotangents: Tensor) -> Tensor:
+        if _are_jacobians(factors):
+            return factors[0].to(cotangents.dtype).mT @ cotangents
         state, drive = factors
         rows = cotangents.to(self.dtype).movedim(-1, 0)
         if self._reverse_mode is None:
@@ -253,10 +341,7 @@ class CellMap(Recurrence):
         with torch.enable_grad():
             h = state.detach().clone().requires_grad_()
             image = self._step(h, drive)
-            if not image.requires_grad:  # nothing of the state reaches the next one
-                return torch.zeros_like(cotangents)
-            pulled = [torch.autograd.grad(image, h, u, retain_graph=True, allow_unused=True)[0] for u in cotangents]
-        return torch.stack([torch.zeros_like(state) if row is None else row for row in pulled])
+        return _pull_each(image, h, cotangents)
 
 
 class _Holder(nn.Module):
@@ -273,6 +358,19 @@ class _Holder(nn.Module):
 def as_parts(state: State) -> Sequence[Tensor]:
     """A state as a sequence of tensors, whether it is one or several."""
     return state if isinstance(state, tuple | list) else (state,)
+
+
+def _are_jacobians(factors: Factors) -> bool:
+    """Whether they are the Jacobians of steps that were linearised as they were made."""
+    return len(factors) == 1
+
+
+def _pull_each(image: Tensor, start: Tensor, cotangents: Tensor) -> Tensor:
+    """Cotangents ``(N, B, D)`` pulled back along a graph, one after another."""
+    if not image.requires_grad:  # nothing of the state reaches the next one
+        return torch.zeros_like(cotangents)
+    pulled = [torch.autograd.grad(image, start, u, retain_graph=True, allow_unused=True)[0] for u in cotangents]
+    return torch.stack([torch.zeros_like(start) if row is None else row for row in pulled]).detach()
 
 
 def _copy(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
