@@ -35,7 +35,7 @@ _MEMORY = 0.98
 """What is left of a remembered spread after one more interval."""
 
 
-def growth(diagonal: Tensor, steps: Sequence[int], size: int, length: Tensor | None = None) -> Tensor:
+def log_pivots(diagonal: Tensor, steps: Sequence[int], size: int, length: Tensor | None = None) -> Tensor:
     r"""Logarithms of :math:`|R_{ii}|` in float64, told apart from what is not known.
 
     A direction below the rounding of the tangents, or at the end of the floating range, has left no trace in them:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_lyapunov.engine.chain import Steps
 from lightning_lyapunov.engine.orthonormal import Blocks, by_blocks, by_householder, prefers_blocks
-from lightning_lyapunov.engine.precision import gaps, gaps_in_blocks, growth
+from lightning_lyapunov.engine.precision import gaps, gaps_in_blocks, log_pivots
 
 
 @dataclass
@@ -92,7 +92,7 @@ def carry(
     diagonal = diagonal.abs()
     length = length.masked_fill(length.isinf(), 0.0) / math.sqrt(k)  # squares overflow before the tangents do
     spans = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-    log = growth(diagonal, spans, size, length)
+    log = log_pivots(diagonal, spans, size, length)
     if in_blocks:
         gap, is_blind = gaps_in_blocks(log, blocks, frame.dtype, length, squares)
     else:

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_lyapunov.engine.orthonormal import Blocks, by_blocks, by_householder, prefers_blocks
 from lightning_lyapunov.engine.precision import (
     gaps_in_blocks,
-    growth,
+    log_pivots,
 )
 
 NAN = math.nan
@@ -43,7 +43,7 @@ def reorthonormalise(tangents: Tensor, steps: int, method: str = "householder") 
     else:
         frame, diagonal = in_blocks(tangents.clone(), blocks_of(method, tangents.shape[2]), failed)
     assert not failed.any()
-    return frame, growth(diagonal[None], [steps], tangents.shape[1])[0]
+    return frame, log_pivots(diagonal[None], [steps], tangents.shape[1])[0]
 
 
 def with_diagonal(diagonal: list[float], columns: int | None = None) -> Tensor:
@@ -134,7 +134,7 @@ def test_blocks_break_down_or_are_blind_where_directions_have_no_image(size: int
         tangents = every[:, order].to(dtype)[None]
         blocks, squares = Blocks.of(tangents), tangents.new_zeros(1, 2 * low)
         _, diagonal = by_blocks(tangents, blocks, failed, squares)
-        log = growth(diagonal[None], [1], size)
+        log = log_pivots(diagonal[None], [1], size)
         dead = int((log == -math.inf).sum())  # those that the last block, by Householder, has found by itself
         assert failed.any() or gaps_in_blocks(log, blocks, dtype, squares=squares[None])[1] or dead == low
 

@@ -14,7 +14,7 @@ from lightning_lyapunov.engine.precision import (
     gap_budget,
     gaps,
     gaps_in_blocks,
-    growth,
+    log_pivots,
     longest_interval,
     unit_roundoff,
     widest_dtype,
@@ -167,7 +167,7 @@ def test_gaps_know_of_unknown_directions_and_of_ones_that_all_shrink() -> None:
 
 def test_what_is_lost_is_told_by_the_fastest_of_its_own_sequence_at_any_scale() -> None:
     diagonal = torch.tensor([1.0, 1e-3, 1e-17]) * torch.tensor([[1e9], [1e-9]], dtype=torch.float64)
-    found = growth(diagonal[None], [1], 3)[0]
+    found = log_pivots(diagonal[None], [1], 3)[0]
     torch.testing.assert_close(found[:, :2], diagonal[:, :2].log())
     assert (found[:, 2] == -math.inf).all()
 
