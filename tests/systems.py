@@ -135,6 +135,41 @@ def at_place(system: Any, inputs: Any, place: int, **options: Any) -> dict[str, 
     return tally_of(system, inputs, place=place, **options).spectra(options.get("k"))
 
 
+class TwoParts(nn.Module):
+    """State parts of two shapes, one with two trailing axes."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(noise(size, size, seed=3))
+        self.register_buffer("shift", noise(2, 3, seed=4))
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        a, b = state
+        return torch.tanh(a @ self.weight + x), b * torch.sigmoid(a[:, :1, None]) + self.shift
+
+
+class Embedded(nn.Module):
+    """A cell whose inputs are indices."""
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__()
+        self.embedding, self.cell = nn.Embedding(10, inputs), nn.GRUCell(inputs, hidden)
+
+    def forward(self, x: Tensor, state: Tensor | None) -> Tensor:
+        return self.cell(self.embedding(x), state)
+
+
+class Opaque(nn.Module):
+    """Only reverse mode, one row at a time, can differentiate it."""
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__()
+        self.hh, self.xh = nn.Linear(hidden, hidden), nn.Linear(inputs, hidden)
+
+    def forward(self, x: Tensor, state: Tensor) -> Tensor:
+        return OpaqueTanh.apply(self.hh(state) + self.xh(x))
+
+
 # ------------------------------------------------------------------ what to compare with
 
 

@@ -10,7 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from systems import OpaqueTanh, Wrapped, flat, jacobian_by_autograd, linear, logistic, lorenz, noise
+from systems import (
+    Embedded,
+    Opaque,
+    OpaqueTanh,
+    TwoParts,
+    Wrapped,
+    flat,
+    jacobian_by_autograd,
+    linear,
+    logistic,
+    lorenz,
+    noise,
+)
 from torch import Tensor, nn
 from torch.func import jvp, vmap
 
@@ -43,39 +55,6 @@ class NormalisedLSTM(nn.Module):
         i, f, g, o = self.gates(self.x(x) + self.h(h)).chunk(4, -1)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         return torch.sigmoid(o) * torch.tanh(self.memory(c)), c
-
-
-class TwoParts(nn.Module):
-    """State parts of two shapes, one with two trailing axes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(noise(3, 3, seed=3))
-        self.register_buffer("shift", noise(2, 3, seed=4))
-
-    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        a, b = state
-        return torch.tanh(a @ self.weight + x), b * torch.sigmoid(a[:, :1, None]) + self.shift
-
-
-class Embedded(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding, self.cell = nn.Embedding(10, INPUT), nn.GRUCell(INPUT, HIDDEN)
-
-    def forward(self, x: Tensor, state: Tensor) -> Tensor:
-        return self.cell(self.embedding(x), state)
-
-
-class Opaque(nn.Module):
-    """Only reverse mode, one row at a time, can differentiate it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.h, self.x = nn.Linear(HIDDEN, HIDDEN), nn.Linear(INPUT, HIDDEN)
-
-    def forward(self, x: Tensor, state: Tensor) -> Tensor:
-        return OpaqueTanh.apply(self.h(state) + self.x(x))
 
 
 class Counting(nn.Module):
@@ -117,9 +96,9 @@ CELLS: dict[str, tuple[Callable[[], Any], tuple[Tensor, ...]]] = {
     "torch's rnn cell": (lambda: Wrapped(nn.RNNCell(INPUT, HIDDEN)), H),
     "torch's gru cell": (lambda: Wrapped(nn.GRUCell(INPUT, HIDDEN)), H),
     "torch's lstm cell": (lambda: Wrapped(nn.LSTMCell(INPUT, HIDDEN)), PAIR),
-    "axes": (TwoParts, (noise(BATCH, 3), noise(BATCH, 2, 3))),
+    "axes": (lambda: TwoParts(3), (noise(BATCH, 3), noise(BATCH, 2, 3))),
     "no axis": (lambda: logistic, (noise(BATCH).sigmoid(),)),
-    "indices": (Embedded, H),
+    "indices": (lambda: Embedded(INPUT, HIDDEN), H),
     "a row for each sequence": (lambda: masked(BATCH), H),
     "overwriting": (lambda: overwriting, H),
     "detached": (lambda: detached, H),
@@ -127,7 +106,7 @@ CELLS: dict[str, tuple[Callable[[], Any], tuple[Tensor, ...]]] = {
 }
 FALLING_BACK: dict[str, tuple[Callable[[], Any], tuple[Tensor, ...]]] = {
     "branching": (lambda: branching, H),
-    "opaque": (Opaque, H),
+    "opaque": (lambda: Opaque(INPUT, HIDDEN), H),
 }
 CHANGING: dict[str, tuple[Callable[[], Any], tuple[Tensor, ...]]] = {"counting": (Counting, H)}
 every_cell = pytest.mark.parametrize("name", CELLS | FALLING_BACK | CHANGING)
@@ -711,7 +690,7 @@ def test_gradient_of_a_step_reaches_the_parameters_where_asked() -> None:
 
 
 def test_a_module_runs_in_another_type_by_itself() -> None:
-    cell = Embedded()
+    cell = Embedded(INPUT, HIDDEN)
     ours = CellMap(cell, noise(BATCH, HIDDEN), driven=True, dtype=torch.float64)
     indices = torch.tensor([0, 1, 2])
     assert ours.step(noise(BATCH, HIDDEN), indices).dtype == torch.float64

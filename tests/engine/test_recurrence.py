@@ -5,7 +5,20 @@ from typing import Any
 
 import pytest
 import torch
-from systems import CELLS, FAMILIES, OpaqueTanh, Wrapped, flat, jacobian, jacobian_by_autograd, network, noise
+from systems import (
+    CELLS,
+    FAMILIES,
+    Embedded,
+    Opaque,
+    OpaqueTanh,
+    TwoParts,
+    Wrapped,
+    flat,
+    jacobian,
+    jacobian_by_autograd,
+    network,
+    noise,
+)
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
@@ -274,39 +287,6 @@ def test_log_volume_equals_log_determinant_of_torchs_jacobian(name: str) -> None
 # ------------------------------------------------------------------ any other cell
 
 
-class TwoParts(nn.Module):
-    """State parts of two shapes, one with two trailing axes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(noise(4, 4, seed=3))
-        self.register_buffer("shift", noise(2, 3, seed=4))
-
-    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        a, b = state
-        return torch.tanh(a @ self.weight + x), b * torch.sigmoid(a[:, :1, None]) + self.shift
-
-
-class Embedded(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding, self.cell = nn.Embedding(10, INPUT), nn.GRUCell(INPUT, HIDDEN)
-
-    def forward(self, x: Tensor, state: Tensor | None) -> Tensor:
-        return self.cell(self.embedding(x), state)
-
-
-class Opaque(nn.Module):
-    """Only reverse mode can differentiate it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.hh, self.xh = nn.Linear(HIDDEN, HIDDEN), nn.Linear(INPUT, HIDDEN)
-
-    def forward(self, x: Tensor, state: Tensor) -> Tensor:
-        return OpaqueTanh.apply(self.hh(state) + self.xh(x))
-
-
 CUSTOM: dict[str, Callable[[], tuple[Any, Tensor, Any]]] = {
     "wrapped gru": lambda: (Wrapped(nn.GRUCell(INPUT, HIDDEN)), noise(BATCH, INPUT), noise(BATCH, HIDDEN)),
     "tuple state": lambda: (
@@ -314,9 +294,9 @@ CUSTOM: dict[str, Callable[[], tuple[Any, Tensor, Any]]] = {
         noise(BATCH, INPUT),
         (noise(BATCH, HIDDEN), noise(BATCH, HIDDEN)),
     ),
-    "axes": lambda: (TwoParts(), noise(BATCH, 4), (noise(BATCH, 4), noise(BATCH, 2, 3))),
-    "integers": lambda: (Embedded(), torch.tensor([1, 9, 1]), noise(BATCH, HIDDEN)),
-    "reverse mode": lambda: (Opaque(), noise(BATCH, INPUT), noise(BATCH, HIDDEN)),
+    "axes": lambda: (TwoParts(4), noise(BATCH, 4), (noise(BATCH, 4), noise(BATCH, 2, 3))),
+    "integers": lambda: (Embedded(INPUT, HIDDEN), torch.tensor([1, 9, 1]), noise(BATCH, HIDDEN)),
+    "reverse mode": lambda: (Opaque(INPUT, HIDDEN), noise(BATCH, INPUT), noise(BATCH, HIDDEN)),
 }
 
 
@@ -413,7 +393,7 @@ def test_casting_a_map_casts_its_arithmetic(kind: str) -> None:
 
 
 def test_casting_a_custom_module_leaves_indices_and_itself_alone() -> None:
-    cell = Embedded()
+    cell = Embedded(INPUT, HIDDEN)
     ours = CellMap(cell, noise(BATCH, HIDDEN), driven=True, dtype=torch.float64)
     assert ours.step(noise(BATCH, HIDDEN), torch.tensor([0, 1, 2])).dtype == torch.float64
     assert ours.to(torch.float32).step(noise(BATCH, HIDDEN).float(), torch.tensor([0, 1, 2])).dtype == torch.float32
