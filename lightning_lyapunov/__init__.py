@@ -8,8 +8,8 @@ from lightning_lyapunov.engine.spectrum import LyapunovSpectrum
 from lightning_lyapunov.reading.features import kaplan_yorke_dimension, kolmogorov_sinai_entropy, spectrum_features
 
 if TYPE_CHECKING:
-    from lightning_lyapunov.callback import LyapunovSpectrumCallback
-    from lightning_lyapunov.stopping import LyapunovEarlyStopping
+    from lightning_lyapunov.training.callback import LyapunovSpectrumCallback
+    from lightning_lyapunov.training.stopping import LyapunovEarlyStopping
 
 __version__ = "0.1.0.dev0"
 
@@ -33,11 +33,11 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """Import Lightning only when its callbacks are asked for: the mathematics needs torch alone."""
     if name == "LyapunovSpectrumCallback":
-        from lightning_lyapunov.callback import LyapunovSpectrumCallback
+        from lightning_lyapunov.training.callback import LyapunovSpectrumCallback
 
         return LyapunovSpectrumCallback
     if name == "LyapunovEarlyStopping":
-        from lightning_lyapunov.stopping import LyapunovEarlyStopping
+        from lightning_lyapunov.training.stopping import LyapunovEarlyStopping
 
         return LyapunovEarlyStopping
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

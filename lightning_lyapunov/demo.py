@@ -19,11 +19,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_lyapunov.aelle import AeLLEScorer
 from lightning_lyapunov.bank.tasks import TASKS, Task, loss, metric
-from lightning_lyapunov.callback import LyapunovSpectrumCallback
 from lightning_lyapunov.figures import LatentMap
 from lightning_lyapunov.reading.conditions import has_settled
 from lightning_lyapunov.reading.words import factor
 from lightning_lyapunov.report import write_report
+from lightning_lyapunov.training.callback import LyapunovSpectrumCallback
 
 TASK = "recall-6"
 """A symbol is shown among others and asked for six steps later."""

@@ -7,7 +7,7 @@ import pytest
 
 from lightning_lyapunov import LyapunovEarlyStopping, LyapunovSpectrumCallback
 from lightning_lyapunov.cli import writing
-from lightning_lyapunov.loggers import panels, trackers
+from lightning_lyapunov.monitoring.loggers import panels, trackers
 from lightning_lyapunov.names import MEASURED, QUANTITIES, SCORED, Quantity, key_of, name_of
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ ENGINE = PACKAGE / "engine"
 
 ROOMS = (
     *("names", "files", "engine", "capture", "reading", "aelle", "figures"),
-    *("ranks", "budget", "sharding", "layers", "scoring", "stopping", "loggers", "report", "callback"),
+    *("report", "monitoring", "training"),
     *("bank", "demo", "cli", "__main__"),
 )
 """From the bottom up: each may import those before it."""

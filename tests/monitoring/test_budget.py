@@ -2,7 +2,7 @@
 
 import pytest
 
-from lightning_lyapunov.budget import FEWEST_DIRECTIONS, FEWEST_SEQUENCES, GRACE, Budget, Plan
+from lightning_lyapunov.monitoring.budget import FEWEST_DIRECTIONS, FEWEST_SEQUENCES, GRACE, Budget, Plan
 
 WHOLE = Plan(16, 32)
 

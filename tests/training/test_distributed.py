@@ -28,13 +28,13 @@ from lightning_lyapunov import (
     LyapunovEarlyStopping,
     LyapunovSpectrum,
     LyapunovSpectrumCallback,
-    layers,
     lyapunov_spectrum,
     spectrum_features,
 )
+from lightning_lyapunov.monitoring import layers
+from lightning_lyapunov.monitoring.ranks import share_out
+from lightning_lyapunov.monitoring.sharding import why_not
 from lightning_lyapunov.names import key_of
-from lightning_lyapunov.ranks import share_out
-from lightning_lyapunov.sharding import why_not
 
 pytestmark = [
     pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed"),

@@ -24,9 +24,10 @@ from test_no_trace import break_off, differences
 from test_stopping import Scripted
 from torch import nn
 
-from lightning_lyapunov import LyapunovEarlyStopping, LyapunovSpectrumCallback, layers, lyapunov_spectrum
-from lightning_lyapunov.budget import Plan
+from lightning_lyapunov import LyapunovEarlyStopping, LyapunovSpectrumCallback, lyapunov_spectrum
 from lightning_lyapunov.figures import figures_of
+from lightning_lyapunov.monitoring import layers
+from lightning_lyapunov.monitoring.budget import Plan
 from lightning_lyapunov.reading.history import History, Measurement
 from lightning_lyapunov.reading.rules import findings
 from lightning_lyapunov.report import write_report

@@ -15,9 +15,9 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 
 from lightning_lyapunov import LyapunovSpectrumCallback, lyapunov_spectrum
-from lightning_lyapunov.callback import FLOOR
 from lightning_lyapunov.engine.frames import Frames
 from lightning_lyapunov.names import key_of
+from lightning_lyapunov.training.callback import FLOOR
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*num_workers.*", "ignore:.*log_every_n_steps.*", "ignore:.*LeafSpec.*", "ignore:.*val_dataloader.*"
@@ -341,7 +341,7 @@ def test_budget_makes_measurements_smaller_and_says_so(monkeypatch: pytest.Monke
         def on_train_epoch_start(self, *_: Any) -> None:
             clock["now"] += 2.0
 
-    monkeypatch.setattr("lightning_lyapunov.callback.time.perf_counter", lambda: clock["now"])
+    monkeypatch.setattr("lightning_lyapunov.training.callback.time.perf_counter", lambda: clock["now"])
     ours = Second(max_overhead=0.25, scorer=None)
     with caplog.at_level("INFO"):
         trainer(ours, TwoSeconds(), max_epochs=20).fit(Regressor(), loader(), loader())

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from lightning_lyapunov.engine.isolation import measuring
-from lightning_lyapunov.loggers.trackers import log_pictures, log_table, prepare, takes_pictures
+from lightning_lyapunov.monitoring.loggers.trackers import log_pictures, log_table, prepare, takes_pictures
 from lightning_lyapunov.names import MEASURED, SCORED, key_of
 from lightning_lyapunov.reading.history import History
 

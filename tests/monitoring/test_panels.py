@@ -14,8 +14,8 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from torch import nn
 
 from lightning_lyapunov import LyapunovSpectrumCallback
-from lightning_lyapunov.loggers import trackers
-from lightning_lyapunov.loggers.panels import FIRST, Panels
+from lightning_lyapunov.monitoring.loggers import trackers
+from lightning_lyapunov.monitoring.loggers.panels import FIRST, Panels
 from lightning_lyapunov.reading.history import History, Measurement
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:The number of training batches")
@@ -117,7 +117,7 @@ def test_pictures_and_measurements_together_stay_within_the_share(monkeypatch: p
 
         return taking
 
-    monkeypatch.setattr("lightning_lyapunov.callback.time.perf_counter", lambda: clock["now"])
+    monkeypatch.setattr("lightning_lyapunov.training.callback.time.perf_counter", lambda: clock["now"])
     monkeypatch.setattr(Panels, "_pictures", takes(1.0, lambda *_: {"spectrum": picture}))
     monkeypatch.setattr(LyapunovSpectrumCallback, "_spectrum_now", takes(0.05, measure))
     gallery, ours = Gallery(), LyapunovSpectrumCallback(scorer=None, figures=1, max_overhead=0.1)
@@ -225,6 +225,6 @@ def test_growth_is_told_in_words_when_it_begins(caplog: pytest.LogCaptureFixture
     nn.init.normal_(model.rnn.weight_hh_l0, std=3 / 32**0.5)
     ours = fitted(False, model)
     assert all(value > 0 for value in ours.history.values("max"))
-    told = [record.getMessage() for record in caplog.records if record.name == "lightning_lyapunov.callback"]
+    told = [record.getMessage() for record in caplog.records if record.name == "lightning_lyapunov.training.callback"]
     assert len(told) == 1 and told[0].startswith("0 updates: Over your 12 steps a gradient grows")
     assert "chao" not in told[0]

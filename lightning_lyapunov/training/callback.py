@@ -18,21 +18,21 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_lyapunov.aelle import AeLLEScore, AeLLEScorer
-from lightning_lyapunov.budget import Budget, Plan
 from lightning_lyapunov.engine.settings import Settings
 from lightning_lyapunov.engine.spectrum import LyapunovSpectrum
-from lightning_lyapunov.layers import Layers
-from lightning_lyapunov.loggers.panels import Panels
-from lightning_lyapunov.loggers.trackers import log_histogram
+from lightning_lyapunov.monitoring.budget import Budget, Plan
+from lightning_lyapunov.monitoring.layers import Layers
+from lightning_lyapunov.monitoring.loggers.panels import Panels
+from lightning_lyapunov.monitoring.loggers.trackers import log_histogram
+from lightning_lyapunov.monitoring.ranks import from_rank_zero, gather
+from lightning_lyapunov.monitoring.scoring import Scoring
+from lightning_lyapunov.monitoring.sharding import why_not
 from lightning_lyapunov.names import key_of
-from lightning_lyapunov.ranks import from_rank_zero, gather
 from lightning_lyapunov.reading.conditions import DEAD
 from lightning_lyapunov.reading.features import spectrum_features
 from lightning_lyapunov.reading.history import History, Measurement, read_state
 from lightning_lyapunov.reading.rules import news
-from lightning_lyapunov.scoring import Scoring
-from lightning_lyapunov.sharding import why_not
-from lightning_lyapunov.stopping import warn_of_impatience
+from lightning_lyapunov.training.stopping import warn_of_impatience
 
 FLOOR = DEAD
 """Nats per step. Exponents below, dead directions among them, are logged as this, since a monitor stops on infinity."""

@@ -23,9 +23,10 @@ from switches import precision
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_lyapunov import LyapunovEarlyStopping, LyapunovSpectrumCallback, layers
+from lightning_lyapunov import LyapunovEarlyStopping, LyapunovSpectrumCallback
 from lightning_lyapunov.engine import tangent
-from lightning_lyapunov.stopping import CONDITIONS
+from lightning_lyapunov.monitoring import layers
+from lightning_lyapunov.training.stopping import CONDITIONS
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*num_workers.*",

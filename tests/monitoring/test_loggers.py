@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from wandb.proto import wandb_internal_pb2
 
 from lightning_lyapunov import LyapunovSpectrumCallback
-from lightning_lyapunov.loggers.trackers import log_histogram
+from lightning_lyapunov.monitoring.loggers.trackers import log_histogram
 from lightning_lyapunov.names import MEASURED, key_of
 
 HIDDEN, BATCHES = 4, 4  # batches an epoch

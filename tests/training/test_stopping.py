@@ -19,7 +19,7 @@ from made import of_an_older_version
 from lightning_lyapunov import LyapunovSpectrumCallback
 from lightning_lyapunov.names import MEASURED, SCORED, key_of
 from lightning_lyapunov.reading.history import History, Measurement
-from lightning_lyapunov.stopping import LyapunovEarlyStopping, warn_of_impatience
+from lightning_lyapunov.training.stopping import LyapunovEarlyStopping, warn_of_impatience
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*num_workers.*", "ignore:.*log_every_n_steps.*", "ignore:.*LeafSpec.*", "ignore:.*val_dataloader.*"
@@ -332,7 +332,7 @@ def test_lightning_cli_configures_it(tmp_path: Any, monkeypatch: pytest.MonkeyPa
     from lightning.pytorch.cli import LightningCLI
 
     monkeypatch.chdir(tmp_path)
-    name = "--trainer.callbacks+=lightning_lyapunov.stopping.LyapunovEarlyStopping"
+    name = "--trainer.callbacks+=lightning_lyapunov.training.stopping.LyapunovEarlyStopping"
     options = ["--trainer.callbacks.conditions=[chaotic, collapsed]", "--trainer.callbacks.patience=5"]
     cli = LightningCLI(Regressor, run=False, args=[name, *options])
     (ours,) = (c for c in cli.trainer.callbacks if isinstance(c, LyapunovEarlyStopping))

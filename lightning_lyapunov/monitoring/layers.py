@@ -10,7 +10,6 @@ from typing import Any, Literal, TypeVar
 import lightning.pytorch as pl
 from torch import nn
 
-from lightning_lyapunov.budget import Plan
 from lightning_lyapunov.capture.finding import find_layers
 from lightning_lyapunov.capture.probe import Probe
 from lightning_lyapunov.engine.frames import Frames
@@ -19,8 +18,9 @@ from lightning_lyapunov.engine.measure import Driven, SystemTally, measure_layer
 from lightning_lyapunov.engine.sequences import Sequences
 from lightning_lyapunov.engine.settings import Settings, Start
 from lightning_lyapunov.engine.spectrum import LyapunovSpectrum
-from lightning_lyapunov.ranks import data_rank, gather, share_out
-from lightning_lyapunov.sharding import whole
+from lightning_lyapunov.monitoring.budget import Plan
+from lightning_lyapunov.monitoring.ranks import data_rank, gather, share_out
+from lightning_lyapunov.monitoring.sharding import whole
 
 T = TypeVar("T")
 Source = Literal["validation", "training"]
