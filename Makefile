@@ -3,6 +3,7 @@
 #   make demo ARGS="--cell gru --gain 3"        arguments for the example; ARGS goes to pytest in test and slow
 #   make bank ARGS=--smoke                      a trial of some minutes, apart from the bank that ships
 #   make bench ARGS="--only engine"             one part; ARGS=--quick is a trial of some minutes
+#   make clients ARGS=darts                     one library; ARGS=--resume leaves out what has been run
 #   make test PYTHON=python3.12 VENV=.venv312   another interpreter, in an environment of its own
 #   make test-oldest PYTHON=python3.10          the oldest releases allowed; gigabytes, most of them for torch
 
@@ -19,7 +20,8 @@ HELD_OLDEST := 'numpy==1.26.4' 'setuptools==80.10.2' 'editables~=0.3'
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # two installs into one environment would trip over each other
-.PHONY: help demo bank bank-report bench test test-oldest test-newest versions slow docs lint format constraints clean
+.PHONY: help demo bank bank-report bench clients test test-oldest test-newest versions slow docs lint format \
+  constraints clean
 
 help:         ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+: .*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -40,8 +42,11 @@ BANK   := runs/bank/records --compact lightning_lyapunov/bank/bank.safetensors
 bench: $(VENV)/plot.stamp        ## measure speed, beside other ways and packages, and write benchmarks/README.md: hours
 	$(VENV)/bin/python benchmarks $(ARGS)
 
+clients:      ## install libraries of others and run their models with the callback: an hour, and gigabytes
+	$(PYTHON) clients/run.py $(ARGS)
+
 # These matrices are too small to share out: a few threads on a busy machine take five times as long as one.
-bank bank-report test slow: export OMP_NUM_THREADS ?= 1
+bank bank-report clients test slow: export OMP_NUM_THREADS ?= 1
 
 test: $(VENV)/test.stamp         ## run the tests, those that take seconds
 	$(RUN) pytest -n 2 --dist loadfile $(ARGS)
@@ -85,7 +90,8 @@ constraints:  ## renew both constraints files with the newest releases (needs uv
 	mv constraints.new constraints-oldest.txt
 
 clean:        ## remove the environments and what tests and builds leave; results of runs stay
-	rm -rf $(VENV) .venv-oldest .venv-newest build dist site mutants .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest .venv-newest .venv-clients-*
+	rm -rf build dist site mutants .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # One stamp for each extra of pyproject.toml: installed once, and again when what it was made from changes.
 # The constraints go in as variables because these reach the isolated build too, under the name each pip knows.

@@ -3,11 +3,12 @@
 from typing import TYPE_CHECKING
 
 from lightning_lyapunov.aelle import AeLLE, AeLLEScore, AeLLEScorer
-from lightning_lyapunov.engine.measure import lyapunov_spectrum
+from lightning_lyapunov.capture.by_hand import lyapunov_spectrum
 from lightning_lyapunov.engine.spectrum import LyapunovSpectrum
 from lightning_lyapunov.reading.features import kaplan_yorke_dimension, kolmogorov_sinai_entropy, spectrum_features
 
 if TYPE_CHECKING:
+    from lightning_lyapunov.monitoring.monitor import LyapunovMonitor
     from lightning_lyapunov.training.callback import LyapunovSpectrumCallback
     from lightning_lyapunov.training.stopping import LyapunovEarlyStopping
 
@@ -17,6 +18,7 @@ __all__ = [
     # in training
     "LyapunovSpectrumCallback",
     "LyapunovEarlyStopping",
+    "LyapunovMonitor",
     # by hand
     "LyapunovSpectrum",
     "lyapunov_spectrum",
@@ -40,4 +42,8 @@ def __getattr__(name: str) -> object:
         from lightning_lyapunov.training.stopping import LyapunovEarlyStopping
 
         return LyapunovEarlyStopping
+    if name == "LyapunovMonitor":
+        from lightning_lyapunov.monitoring.monitor import LyapunovMonitor
+
+        return LyapunovMonitor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

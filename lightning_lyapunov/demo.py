@@ -141,7 +141,6 @@ def run(directory: Path, *, hidden: int = 32, gain: float | None = None, epochs:
         max_overhead=None,
         performance="val/accuracy",
         performance_range=(model.task.chance, 1.0),
-        figures=2,
     )
     logger = TensorBoardLogger(directory, name="demo")
     with _quiet():

@@ -6,7 +6,10 @@ tested against it. A measurement holds its figures by these names; a prefix is p
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ _TABLE = (
         "overhead",
         "share",
         "share of the training time",
-        "what all measurements took, of the training time so far",
+        "what recording, measuring, logging and pictures took, of the training time so far",
         "bounded by `max_overhead`",
     ),
     Quantity(
@@ -191,7 +194,7 @@ _TABLE = (
         "high: be patient",
     ),
     Quantity(
-        "aelle/stability",
+        "aelle/ends_stable_probability",
         "probability",
         "probability of ending stable",
         "that the trained network is not chaotic",
@@ -214,6 +217,19 @@ SCORED = tuple(name for name in QUANTITIES if name.startswith("aelle/"))
 """Names of what is logged of every score."""
 
 
+LOGGED = (
+    *("max", "max_error", "gradient_growth", "gradient_gain", "near_zero_fraction"),
+    *("aelle/performance", "aelle/failure_probability", "overhead"),
+)
+"""Names of what loggers get unless they are to get more."""
+OF_A_LAYER = "<layer>/max"
+"""The name that those of all layers stand under."""
+RENAMED = {"aelle/stability": "aelle/ends_stable_probability"}
+"""Names that some figures had before, by which they can still be asked for, and those that they have now."""
+Metrics = Literal["default", "all"] | Sequence[str]
+"""What loggers get: :data:`LOGGED`, everything, or what is named."""
+
+
 def key_of(name: str, prefix: str = "lyapunov") -> str:
     """The key that a figure is logged under.
 
@@ -222,8 +238,8 @@ def key_of(name: str, prefix: str = "lyapunov") -> str:
         prefix: That of the callback. Under the default one scores keep a prefix of their own.
 
     Example:
-        >>> key_of("max"), key_of("aelle/stability"), key_of("aelle/stability", "encoder")
-        ('lyapunov/max', 'aelle/stability', 'encoder/aelle/stability')
+        >>> key_of("max"), key_of("aelle/baseline"), key_of("aelle/baseline", "encoder")
+        ('lyapunov/max', 'aelle/baseline', 'encoder/aelle/baseline')
     """
     return name if name.startswith("aelle/") and prefix == "lyapunov" else f"{prefix}/{name}"
 
@@ -237,3 +253,103 @@ def name_of(key: str, prefix: str = "lyapunov") -> str | None:
     """
     names = (key, key.removeprefix(f"{prefix}/"))
     return next((name for name in names if key_of(name, prefix) == key), None)
+
+
+# ------------------------------------------------------------------ what is logged
+
+
+def selection(metrics: Metrics, prefix: str = "lyapunov") -> tuple[str, ...]:
+    """The names of what the loggers get.
+
+    Args:
+        metrics: "default", "all", or names or keys, as "max", "lyapunov/max" or "rnn.l0/max"; "<layer>/max" for those
+            of all layers. Names that figures had before stand for what they are called now.
+        prefix: That of the keys.
+
+    Raises:
+        ValueError: For a name that there is not.
+
+    Example:
+        >>> selection(["lyapunov/max", "aelle/stability"])
+        ('max', 'aelle/ends_stable_probability')
+    """
+    if metrics == "default":
+        return LOGGED
+    if metrics == "all":
+        return tuple(QUANTITIES)
+    if isinstance(metrics, str) or not all(isinstance(name, str) for name in metrics):
+        raise ValueError(f"metrics must be 'default', 'all' or a list of names; got {metrics!r}.")
+    names = [current_name(name_of(name, prefix) or name) for name in metrics]
+    for given, name in zip(metrics, names, strict=True):
+        if _row_of(name) not in QUANTITIES:
+            close = difflib.get_close_matches(name, QUANTITIES, cutoff=0.5) or list(QUANTITIES)
+            raise ValueError(f"metrics must be 'default', 'all' or names such as {', '.join(close)}; got {given!r}.")
+    return tuple(dict.fromkeys(names))
+
+
+def selected(figures: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
+    """Those of the figures that are named, in the order of the names.
+
+    Args:
+        figures: By name.
+        names: What :func:`selection` made of the user's.
+
+    Example:
+        >>> selected({"mean": 1.0, "l1/max": 2.0, "max": 3.0, "l0/max": 4.0}, ("max", "<layer>/max"))
+        {'max': 3.0, 'l1/max': 2.0, 'l0/max': 4.0}
+    """
+    places = {name: place for place, name in enumerate(names)}
+    chosen = {name: places.get(name, places.get(_row_of(name), -1)) for name in figures}
+    return {name: figures[name] for name in sorted(chosen, key=chosen.__getitem__) if chosen[name] >= 0}
+
+
+def _row_of(name: str) -> str:
+    """Under which name a figure stands in the table."""
+    is_of_a_layer = name not in QUANTITIES and name.endswith("/max") and not name.startswith("aelle/")
+    return OF_A_LAYER if is_of_a_layer else name
+
+
+# ------------------------------------------------------------------ names of before
+
+
+def current_name(name: str) -> str:
+    """The name that a figure has now.
+
+    Example:
+        >>> current_name("aelle/stability"), current_name("max")
+        ('aelle/ends_stable_probability', 'max')
+    """
+    return RENAMED.get(name, name)
+
+
+def current_key(key: str, prefix: str = "lyapunov") -> str:
+    """The key that a figure is logged under now.
+
+    Example:
+        >>> current_key("encoder/aelle/stability", "encoder"), current_key("val/loss")
+        ('encoder/aelle/ends_stable_probability', 'val/loss')
+    """
+    name = name_of(key, prefix)
+    return key if name is None or name not in RENAMED else key_of(RENAMED[name], prefix)
+
+
+def with_old_keys(values: Mapping[str, float], prefix: str = "lyapunov") -> dict[str, float]:
+    """Values by key, those that were renamed also under the keys of before, for whoever still asks for these.
+
+    Example:
+        >>> with_old_keys({"aelle/ends_stable_probability": 0.5, "lyapunov/max": 1.0})
+        {'aelle/ends_stable_probability': 0.5, 'lyapunov/max': 1.0, 'aelle/stability': 0.5}
+    """
+    old = {key_of(before, prefix): values.get(key_of(now, prefix)) for before, now in RENAMED.items()}
+    return {**values, **{key: value for key, value in old.items() if value is not None}}
+
+
+def renaming(key: str, prefix: str = "lyapunov") -> str | None:
+    """What is said where a key of before is asked for; None of any other.
+
+    Example:
+        >>> renaming("aelle/stability")
+        "'aelle/stability' is now called 'aelle/ends_stable_probability'; the old name still works, for now."
+    """
+    now = current_key(key, prefix)
+    return None if now == key else f"{key!r} is now called {now!r}; the old name still works, for now."

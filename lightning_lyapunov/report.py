@@ -48,8 +48,9 @@ FIGURES = {
     ),
     "training": (
         "The spectrum during training",
-        "Above, the largest exponent with its error as a band, hollow where it has not settled. Below, each column is "
-        "one measurement, its largest exponent on top: red grows, blue fades.",
+        "Above, the largest exponent with its error as a band, hollow where it has not settled, and a square off the "
+        "line where other data drove the network, which is not to be compared. Below, each column is one measurement, "
+        "its largest exponent on top: red grows, blue fades.",
     ),
     "prediction": (
         "How well the network is predicted to end",
@@ -62,7 +63,8 @@ FIGURES = {
     ),
     "layers": (
         "Layer by layer",
-        "The largest exponent of each layer: the one furthest above zero explodes, the one furthest below forgets.",
+        "The largest exponent of each layer: the one furthest above zero explodes, the one furthest below forgets. "
+        "Each is per step of its own layer; where one takes several steps of the others, they are not alike.",
     ),
 }
 """Title and caption of each figure."""
@@ -93,7 +95,8 @@ def write_report(
     2 MB. It is written whole or not at all. Without matplotlib it is written without figures, and says so.
 
     Args:
-        history: What was measured: :attr:`LyapunovSpectrumCallback.history`.
+        history: What was measured: :attr:`LyapunovSpectrumCallback.history`. Of several fits the page is about the
+            last one; those of :attr:`~lightning_lyapunov.reading.History.earlier` can have pages of their own.
         path: The file; its directory is made if need be.
         settings: What the run was made with, by name; nested mappings are flattened, long values cut.
         title: Heading of the page.
@@ -112,14 +115,17 @@ def write_report(
     )
     template = environment.from_string(files("lightning_lyapunov").joinpath("report.html").read_text("utf-8"))
     chosen = [history[i] for i in _thinned(len(history))]
+    with_source = len({m.source for m in history}) > 1
     page = template.render(
         title=title,
         written=datetime.now().astimezone(),
         summary=_summary(history),
+        extent=_extent(history[-1]),
+        runs_before=history.runs_before,
         findings=[(finding, *LEVELS[finding.level]) for finding in findings(history)],
         pictures=_pictures(history, latent_map),
-        headings=list(_row(history[-1])),
-        rows=[(is_chaotic(m), list(_row(m).values())) for m in chosen],
+        headings=list(_row(history[-1], with_source)),
+        rows=[(is_chaotic(m), list(_row(m, with_source).values())) for m in chosen],
         measurements=len(history),
         settings=[(name, _shortened(value)) for name, value in _flat(settings or {})],
         versions=_versions(),
@@ -137,8 +143,8 @@ def _thinned(count: int) -> list[int]:
     return [round(i * (count - 1) / (ROWS - 1)) for i in range(ROWS)]
 
 
-def _row(m: Measurement) -> dict[str, str]:
-    """One measurement, by the headings of the table."""
+def _row(m: Measurement, with_source: bool = False) -> dict[str, str]:
+    """One measurement, by the headings of the table; with what drove it where that is not always the same."""
 
     def get(name: str) -> float:
         return m.metrics.get(name, math.nan)
@@ -148,6 +154,7 @@ def _row(m: Measurement) -> dict[str, str]:
     return {
         "update": f"{m.step:,}",
         "epoch": str(m.epoch),
+        **({"driven by": f"{m.source} data" if m.source else UNKNOWN} if with_source else {}),
         "λ max ± error": _largest(m),
         "settled": UNKNOWN if m.settled is None else "yes" if has_settled(m) else "no",
         "gradient": _factor(m.gain),
@@ -176,7 +183,10 @@ def _summary(history: History) -> list[tuple[str, str, str]]:
         (
             "Largest exponent",
             exponent,
-            (f"± {error} nats per step" if error else "nats per step") + ", not settled" * (row["settled"] == "no"),
+            f"± {error} " * bool(error)
+            + "nats per step"
+            + " of its layer" * bool(last.layers)
+            + ", not settled" * (row["settled"] == "no"),
         ),
         ("A gradient in a typical sequence", row["gradient"], f"at most {row['at most']}, over {steps_of(last)}{of}"),
         ("Gradient horizon", row["horizon"], f"steps{length}"),
@@ -190,6 +200,18 @@ def _summary(history: History) -> list[tuple[str, str, str]]:
         ("Skill so far", row["reached"], "0 chance, 1 best"),
     ]
     return [fact for fact in facts if fact[1] != UNKNOWN]
+
+
+def _extent(m: Measurement) -> str:
+    """Of how many sequences and steps a measurement is, what drove it, and how much less that is than was seen."""
+    told = []
+    if m.sequences is not None and m.steps is not None:
+        several = "s" * (m.sequences != 1)
+        told.append(f"It is of {m.sequences} sequence{several} of {'up to ' * (m.sequences > 1)}{m.steps} steps")
+    if m.source:
+        told.append(f"{'driven' if told else 'It was driven'} by {m.source} data")
+    less = f" Measured were {m.fewer}." if m.fewer else ""
+    return (f"{', '.join(told)}." if told else "") + less
 
 
 def _largest(m: Measurement) -> str:
@@ -240,6 +262,8 @@ def _told(name: str, history: History) -> str:
         return f"{count} exponents at update {last.step}, from {_largest(last)} down to {lowest}."
     if name == "training":
         start, end = (f"{_largest(m)} at update {m.step}" for m in (first, last))
+        if first.source != last.source:
+            start += f" (driven by {first.source or 'other'} data)"
         return f"Largest exponent: {start}, {end}, in {len(history)} measurements."
     if name == "prediction":
         start, end = (_row(m)["predicted skill"] for m in (first, last))

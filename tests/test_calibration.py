@@ -412,15 +412,6 @@ def test_an_unknown_kind_of_cell_is_a_quarter_as_familiar(familiarity: Familiari
     assert float(familiarity(rows, ~known(50)).max()) == 0.25
 
 
-def test_every_doubling_of_the_size_beyond_those_known_halves(familiarity: Familiarity) -> None:
-    row = bank_like(1, 0)  # one of the bank's
-    sizes = {16: 1.0, 48: 1.0, 128: 1.0, 256: 0.5, 1024: 0.125, 8: 0.5, 4: 0.25}
-    for size, share in sizes.items():
-        found = familiarity(Rows(row.spectrum, context("gru", size, 40).unsqueeze(0)), known(1))
-        assert float(found) == pytest.approx(share, rel=1e-4)
-    assert float(familiarity(Rows(row.spectrum, context("gru").unsqueeze(0)), known(1))) == 1.0
-
-
 def test_what_a_partial_spectrum_does_not_say_is_taken_to_be_ordinary(familiarity: Familiarity) -> None:
     partial, filled = bank_like(20, 1), bank_like(20, 1)
     partial.spectrum[:, 10:] = NAN
@@ -451,7 +442,7 @@ def test_the_reference_is_no_larger_than_asked_and_whole() -> None:
 
 def test_parts_are_written_and_read_under_their_name(familiarity: Familiarity) -> None:
     written = familiarity.tensors("here")
-    assert set(written) == {f"here.{key}" for key in ("centre", "components", "reference", "distances", "sizes")}
+    assert set(written) == {f"here.{key}" for key in ("centre", "components", "reference", "distances")}
     for key, value in Familiarity.of("here", written).tensors("here").items():
         assert torch.equal(value, written[key])
 

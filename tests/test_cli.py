@@ -282,6 +282,207 @@ def test_overflowing_network_is_a_failed_measurement(run: Run) -> None:
     assert "overflow" in done.err
 
 
+# ---------------------------------------------------------------- checkpoints as people save them
+
+
+def forgetful() -> nn.GRU:
+    """A GRU whose exponents are all ln z, as the one of the fixture."""
+    gru = nn.GRU(1, 3)
+    gru.load_state_dict(torch.load("gru.pt"))
+    return gru
+
+
+def trained(**more: Any) -> dict[str, Any]:
+    """As a training loop saves it, with the state of an optimizer that has made a step."""
+    gru = forgetful()
+    optimizer = torch.optim.Adam(gru.parameters(), 0.0)
+    gru(torch.zeros(2, 1))[0].sum().backward()
+    optimizer.step()
+    return {"epoch": 3, "loss": torch.tensor(0.5), "optimizer_state_dict": optimizer.state_dict(), **more}
+
+
+def below(name: str) -> dict[str, torch.Tensor]:
+    return {name + key: value for key, value in forgetful().state_dict().items()}
+
+
+KEPT: dict[str, Callable[[], Any]] = {
+    "a loop's": lambda: trained(model_state_dict=forgetful().state_dict()),
+    "model": lambda: {"model": forgetful().state_dict()},
+    "state_dict": lambda: {"state_dict": forgetful().state_dict(), "best": 0.5},
+    "net": lambda: {"net": forgetful().state_dict()},
+    "module": lambda: {"module": forgetful().state_dict()},
+    "ema": lambda: trained(ema=forgetful().state_dict()),
+    "two down": lambda: {"agent": {"policy": forgetful().state_dict(), "steps": 7}},
+    "DataParallel": lambda: nn.DataParallel(forgetful()).state_dict(),
+    "DDP": lambda: {"model": below("module.")},
+    "compiled": lambda: {"model": torch.compile(forgetful()).state_dict()},
+    "DDP of compiled": lambda: below("module._orig_mod."),
+    "averaged": lambda: torch.optim.swa_utils.AveragedModel(forgetful()).state_dict(),
+    "in a larger network": lambda: {"state_dict": below("encoder.rnn.") | {"head.weight": torch.zeros(2, 3)}},
+    "compiled in a larger one": lambda: below("encoder.rnn._orig_mod."),
+    "beside one of another size": lambda: {"a": nn.GRU(1, 4).state_dict(), "b": forgetful().state_dict()},
+}
+
+
+@pytest.mark.parametrize("kept", KEPT)
+def test_weights_are_found_where_people_keep_them(run: Run, kept: str) -> None:
+    """Only with these weights are the exponents ln z."""
+    torch.save(KEPT[kept](), "kept.pt")
+    done = run("spectrum", "kept.pt", *GRU[2:], "--format", "json")
+    assert done.code == OK, done.err
+    assert read(done.out)["exponents"] == pytest.approx([LN_Z] * 3, rel=1e-6)
+
+
+def test_of_several_weights_one_is_asked_for(run: Run) -> None:
+    """The error names the places, and its advice works; the other place holds others."""
+    torch.save(trained(model=nn.GRU(1, 3).state_dict(), ema=below("module.")), "two.pt")
+    refused = run("spectrum", "two.pt", *GRU[2:])
+    assert refused.code == USAGE and "in 2 places, model, ema; choose one, as --weights model." in refused.err
+    ours, theirs = (run("spectrum", "two.pt", *GRU[2:], "--weights", w, "--format=json") for w in ("ema", "model"))
+    assert read(ours.out)["exponents"] == pytest.approx([LN_Z] * 3, rel=1e-6)
+    assert read(theirs.out)["exponents"] != pytest.approx([LN_Z] * 3, rel=1e-2)
+    wrong = run("spectrum", "two.pt", *GRU[2:], "--weights", "best")
+    assert wrong.code == USAGE and "weights must be one of model, ema in two.pt; got 'best'." in wrong.err
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"epoch": 3, "loss": 0.5}, "no mapping of names to tensors"),
+        ([1, 2], "holds a list and in it no mapping"),
+        ({"model": {"weight_ih_l0": torch.zeros(2)}}, "Missing key(s)"),
+        ({"model": nn.LSTM(1, 3).state_dict()}, "size mismatch"),
+    ],
+)
+def test_weights_that_are_not_there_are_missed_in_one_line(run: Run, content: Any, told: str) -> None:
+    torch.save(content, "kept.pt")
+    refused = run("spectrum", "kept.pt", *GRU[2:])
+    assert (refused.code, refused.out, len(refused.err.splitlines())) == (USAGE, "", 1)
+    assert told in refused.err
+
+
+@pytest.mark.parametrize("change", [("rnn.", "rnn._orig_mod."), ("", "_orig_mod.")], ids=["a layer", "the whole"])
+def test_a_lightning_module_that_was_compiled_is_seen_through(
+    run: Run, checkpoint: Path, directory: Path, change: tuple[str, str]
+) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    weights = content["state_dict"]
+    content["state_dict"] = {k.replace(*change, 1) if k.startswith(change[0]) else k: v for k, v in weights.items()}
+    torch.save(content, "compiled.ckpt")
+    done = run("spectrum", "compiled.ckpt", *NET[2:], "--format", "json", "--k", "3")
+    assert done.code == OK, done.err
+    assert read(done.out)["exponents"] == pytest.approx(direct(directory, 3).exponents.tolist(), rel=1e-4, abs=1e-5)
+
+
+def test_archives_of_numpy_are_refused_with_a_line_that_works(run: Run) -> None:
+    """The line is run as it stands, with the name of an array for NAME."""
+    np.savez("many.npz", x=np.zeros((20, 2, 1)), y=np.zeros(3))
+    np.savez("weights.npz", **{name: value.numpy() for name, value in forgetful().state_dict().items()})
+    inputs, weights = run(*GRU[:2], "many.npz", *GRU[3:]), run("spectrum", "weights.npz", *GRU[2:])
+    assert inputs.code == weights.code == USAGE
+    (said,), (told,) = inputs.err.splitlines(), weights.err.splitlines()
+    assert "(x, y)" in said and "trust" not in said + told
+    for line, name in ((said, "numpy.save("), (told, "torch.save(")):
+        exec(
+            name + line.partition(name)[2].partition(" writes ")[0].replace("NAME", "x"), {"numpy": np, "torch": torch}
+        )
+    done = run("spectrum", "weights.pt", "inputs.npy", *GRU[3:], "--format", "json")
+    assert read(done.out)["exponents"] == pytest.approx([LN_Z] * 3, rel=1e-6)
+
+
+# ---------------------------------------------------------------- maps that run by themselves
+
+HENON = """
+import torch
+from torch import nn
+
+
+class Henon(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(1.4, dtype=torch.float64))
+
+    def forward(self, state):
+        x, y = state[:, :1], state[:, 1:]
+        return torch.cat([1 - self.a * x**2 + y, 0.3 * x], 1)
+
+
+class AsCell(Henon):
+    def forward(self, x, state):
+        return super().forward(state)
+
+
+class Within(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.map = AsCell()
+"""
+
+
+@pytest.mark.parametrize(("name", "more"), [("Henon", ()), ("AsCell", ()), ("Within", ("--module", "map"))])
+def test_a_map_of_one_s_own_runs_without_inputs(
+    run: Run, directory: Path, monkeypatch: pytest.MonkeyPatch, name: str, more: tuple[str, ...]
+) -> None:
+    """Hénon: the determinant is 0.3 everywhere, the largest exponent 0.419 (Sprott 2003)."""
+    monkeypatch.delitem(sys.modules, "their_map", raising=False)
+    (directory / "their_map.py").write_text(HENON)
+    key = "map.a" if more else "a"
+    torch.save({key: torch.tensor(1.4, dtype=torch.float64)}, "henon.pt")
+    np.save("starts.npy", np.linspace(0, 0.2, 8).reshape(4, 2))
+    words = ("spectrum", "henon.pt", "--model", f"their_map:{name}", *more, "--steps", "2000", "--format=json")
+    refused = run(*words)
+    assert refused.code == USAGE and "--state FILE" in refused.err
+    done = run(*words, "--state", "starts.npy")
+    assert done.code == OK, done.err
+    said = read(done.out)
+    assert said["exponents"][0] == pytest.approx(0.419, abs=0.02)
+    assert sum(said["exponents"]) == pytest.approx(math.log(0.3), rel=1e-6)
+    assert not said["driven"] and (said["sequences"], said["steps"], said["transient"]) == (4, 1936, 64)
+
+
+def test_a_layer_runs_at_zero_inputs_from_random_states(run: Run) -> None:
+    """h' = tanh(2 h) leaves zero, an unstable point, for h* = tanh(2 h*), where the exponent is ln 2(1 − h*²)."""
+    rnn = nn.RNN(1, 2, bias=False)
+    with torch.no_grad():
+        rnn.weight_hh_l0.copy_(2 * torch.eye(2))
+    torch.save(rnn.state_dict(), "bare.pt")
+    init = ("--model", "torch.nn:RNN", "--init", '{"input_size": 1, "hidden_size": 2, "bias": false}', "--format=json")
+    there = 0.95750402407727
+    assert there == pytest.approx(math.tanh(2 * there))
+    first, again = (run("spectrum", "bare.pt", *init, "--steps", "400") for _ in range(2))
+    assert first.out == again.out
+    said = read(first.out)
+    assert said["exponents"] == pytest.approx([math.log(2 * (1 - there**2))] * 2, rel=1e-4)
+    assert (said["sequences"], said["driven"]) == (8, False)
+    np.save("rest.npy", np.zeros((1, 3, 2)))
+    stayed = read(run("spectrum", "bare.pt", *init, "--steps", "400", "--state", "rest.npy").out)
+    assert stayed["exponents"] == pytest.approx([math.log(2)] * 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "LSTMCell"])
+def test_every_kind_of_layer_runs_by_itself(run: Run, cell: str) -> None:
+    torch.save(getattr(nn, cell)(2, 3).state_dict(), "alone.pt")
+    init = '{"input_size": 2, "hidden_size": 3}'
+    done = run("spectrum", "alone.pt", "--steps=60", "--model", f"torch.nn:{cell}", "--init", init, "--format=json")
+    assert done.code == OK, done.err
+    assert len(read(done.out)["exponents"]) == (6 if "LSTM" in cell else 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((*GRU, "--steps", "10"), "steps run without inputs"),
+        ((*GRU[:2], "none", *GRU[3:]), "--steps N"),
+        ((*GRU, "--state", "zeros.npy"), "--steps N"),
+        ((*GRU[:2], *GRU[3:], "--steps", "0"), "steps must be at least 1; got 0"),
+        ((*GRU[:2], *GRU[3:], "--steps", "9", "--module", "encoder"), "no 'encoder'"),
+    ],
+)
+def test_steps_and_inputs_exclude_each_other(run: Run, words: tuple[str, ...], told: str) -> None:
+    refused = run(*words)
+    assert refused.code == USAGE and told in refused.err and len(refused.err.splitlines()) == 1
+
+
 # ---------------------------------------------------------------- score
 
 
@@ -324,6 +525,14 @@ def test_score_of_a_list_of_exponents(run: Run, tmp_path: Path) -> None:
     assert f"{score.performance:.3f}" in done.out.splitlines()[0]
 
 
+def test_score_says_what_is_unfamiliar(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text(json.dumps([-0.1, -0.5, -0.9, -1.5]))
+    long = ("score", str(tmp_path / "list.json"), "--updates", "1000000")
+    assert "  unlike those known in updates: 1,000,000 (known: 0 to 800)" in run(*long).out.splitlines()
+    assert read(run(*long, "--format=json").out)["unfamiliar"][0] == "updates: 1,000,000 (known: 0 to 800)"
+    assert "updates" not in run(*long[:2]).out
+
+
 # ---------------------------------------------------------------- report
 
 
@@ -346,6 +555,44 @@ def test_report_asks_which_of_two_histories(run: Run, directory: Path) -> None:
     asked = run("report", "two.ckpt")
     assert asked.code == USAGE
     assert "lyapunov, other" in asked.err
+
+
+def test_report_of_weights_alone_says_what_is_missing(run: Run, directory: Path) -> None:
+    """As gluonts saves them, and ModelCheckpoint(save_weights_only=True): nobody forgot the callback."""
+    fit = trainer(LyapunovSpectrumCallback(k=2, report=str(directory / "pages")))
+    fit.fit(Regressor(), loader(), loader())
+    fit.save_checkpoint("weights.ckpt", weights_only=True)
+    (line,) = run("report", "weights.ckpt").err.splitlines()
+    assert "holds weights alone" in line and "save_weights_only=False" in line and "was the Trainer" not in line
+    assert "LyapunovSpectrumCallback(report='reports')" in line
+    assert list((directory / "pages").rglob("*.html"))  # which the advice comes to
+    fit.save_checkpoint("whole.ckpt", weights_only=False)
+    assert run("report", "whole.ckpt").code == OK
+
+
+def test_report_of_a_run_without_the_callback_names_those_it_had(run: Run) -> None:
+    content = torch.load("fit.ckpt", weights_only=True)
+    torch.save({**content, "callbacks": {"ModelCheckpoint{'monitor': None}": {}}}, "other.ckpt")
+    (line,) = run("report", "other.ckpt").err.splitlines()
+    assert "without a LyapunovSpectrumCallback; its callbacks with a state: ModelCheckpoint." in line
+
+
+def test_report_of_a_checkpoint_of_the_first_version(run: Run) -> None:
+    """Whose history knew steps, exponents and metrics alone, the metrics by the keys they were logged under."""
+    content = torch.load("fit.ckpt", weights_only=True)
+    ((key, state),) = content["callbacks"].items()
+    old = [
+        {
+            **{name: measured[name] for name in ("step", "epoch", "exponents")},
+            "metrics": {f"lyapunov/{name}": value for name, value in measured["metrics"].items()},
+        }
+        for measured in state["history"]["measurements"]
+    ]
+    content["callbacks"] = {key: {"history": {"measurements": old}}}
+    torch.save(content, "old.ckpt")
+    done = run("report", "old.ckpt")
+    assert done.code == OK, done.err
+    assert f"{len(old)} measurements" in Path("old.html").read_text(encoding="utf-8")
 
 
 # ---------------------------------------------------------------- bank and demo

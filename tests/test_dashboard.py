@@ -29,18 +29,16 @@ FIGURES = {f"lyapunov_figures/{name}" for name in ("spectrum", "training", "pred
 RUN = "run/version_0"
 EPOCHS = 3
 
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to open the dashboard with"),
-    pytest.mark.filterwarnings("ignore"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore")
+in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to open the dashboard with")
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a TensorBoard that serves a run of a stack of two layers."""
+    """Address of a TensorBoard that serves a run of a stack of two layers, of which all there is was logged."""
     directory = tmp_path_factory.mktemp("board")
     torch.manual_seed(0)
-    ours = LyapunovSpectrumCallback(k=None, max_overhead=None, figures=2)
+    ours = LyapunovSpectrumCallback(k=None, max_overhead=None, metrics="all")
     fit = trainer(ours, logger=TensorBoardLogger(directory, name="run"), max_epochs=EPOCHS)
     fit.fit(Regressor(nn.LSTM(3, 12, 2, batch_first=True)), loader(), loader())
     with socket.socket() as probe:
@@ -94,11 +92,11 @@ def _screenshot(address: str, tab: str, path: Path) -> np.ndarray:
 
 
 def test_every_picture_is_served_and_drawn(server: str) -> None:
-    """Oracle: the tags that the callback promises; drawn at the third measurement and at the end."""
+    """Oracle: the tags that the callback promises; drawn at the first two measurements and the fourth, the last."""
     assert set(asked(server, "images/tags")[RUN]) == FIGURES
     for tag in FIGURES:
         shown = asked(server, f"images/images?run={quote(RUN)}&tag={quote(tag)}&sample=0")
-        assert [s["step"] for s in shown] == [3, 11]
+        assert [s["step"] for s in shown] == [0, 3, 11]
         with urllib.request.urlopen(f"{server}/data/plugin/images/individualImage?{shown[-1]['query']}") as answer:
             height, width, _ = matplotlib.image.imread(io.BytesIO(answer.read()), "png").shape
         assert width > 400 and height > 250
@@ -126,12 +124,14 @@ def ink(page: np.ndarray) -> float:
     return 1 - np.bincount(colours).max() / len(colours)
 
 
+@in_a_browser
 @pytest.mark.parametrize("tab", ["images", "custom_scalars", "histograms"])
 def test_tab_is_not_empty_in_a_browser(seen: Callable[[str], np.ndarray], tab: str) -> None:
     """Oracle: the same dashboard's tab for audio, of which there is none, and which says so."""
     assert ink(seen(tab)) > max(3 * ink(seen("audio")), 0.05)
 
 
+@in_a_browser
 def test_no_chart_is_an_error(seen: Callable[[str], np.ndarray]) -> None:
     """TensorBoard shows a chart whose tags do not fit as a box of this red."""
     page = (seen("custom_scalars") * 255).round()

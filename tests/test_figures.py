@@ -4,7 +4,9 @@ import math
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import torch
 from matplotlib.figure import Figure
 
 from lightning_lyapunov.figures import spectrum_over_training
+from lightning_lyapunov.figures.style import FEW
 from lightning_lyapunov.reading.history import History, Measurement
 
 
@@ -89,6 +92,40 @@ def test_what_has_not_settled_is_hollow_and_never_chaotic() -> None:
     assert hollow.get_xdata().tolist() == [0, 20] and hollow.get_markerfacecolor() == "white"
     assert figure.axes[0].get_legend() is not None
     assert spectrum_over_training(history([0.1], [0.2])).axes[0].get_legend() is None
+
+
+def driven(*sources: str, **options: Any) -> History:
+    """A history that these drove; exponents −.1, −.2, ..."""
+    made = history(*([-0.1 * (i + 1), -1.0] for i in range(len(sources))), **options)
+    again = History()
+    for one, source in zip(made, sources, strict=True):
+        again.append(replace(one, source=source))
+    return again
+
+
+@pytest.mark.parametrize("count", [3, FEW + 5])
+def test_the_point_that_training_data_drove_is_hollow_and_off_the_line(count: int) -> None:
+    """However many there are; its column of the heat map is hatched."""
+    figure = spectrum_over_training(driven("training", *["validation"] * (count - 1)))
+    drawn(figure)
+    line = figure.axes[0].containers[0].lines[0].get_ydata()
+    assert np.isnan(line).tolist() == [True] + [False] * (count - 1)
+    (hollow,) = (one for one in figure.axes[0].lines if one.get_label() == "driven by training data")
+    assert (hollow.get_xdata().tolist(), hollow.get_marker(), hollow.get_markerfacecolor()) == ([0], "s", "white")
+    assert hollow.get_ydata() == pytest.approx([-0.1])
+    assert "driven by training data" in [t.get_text() for t in figure.axes[0].get_legend().get_texts()]
+    (hatched,) = figure.axes[1].patches
+    assert (hatched.get_x(), hatched.get_width()) == (0, 5)
+
+
+def test_two_sources_in_turn_are_no_zigzag_and_one_source_is_as_it_was() -> None:
+    figure = spectrum_over_training(driven("validation", "training", "", "training", settled=[False] * 4))
+    drawn(figure)
+    hollow = {one.get_label(): one.get_xdata().tolist() for one in figure.axes[0].lines if one.get_marker() in "so"}
+    assert hollow["driven by validation data"] == [0] and hollow["driven by other data"] == [20]
+    assert hollow["not settled"] == [10, 30]
+    alike = spectrum_over_training(driven("training", "training"))
+    assert drawn(alike) == drawn(spectrum_over_training(driven("", ""))) and not alike.axes[1].patches
 
 
 @pytest.mark.parametrize("value", [0.4, -0.4, -math.inf, math.nan])

@@ -372,6 +372,51 @@ def test_figures_without_their_data_are_refused(draw: Any) -> None:
         draw(history(measurement(0, [0.1])))
 
 
+def squares(figure: Figure, panel: int = 0) -> list[tuple[str, list[float], list[float]]]:
+    """Label, updates and values of the hollow squares."""
+    found = [one for one in figure.axes[panel].lines if one.get_marker() == "s"]
+    assert all(one.get_markerfacecolor() == "white" for one in found)
+    return [(one.get_label(), one.get_xdata().tolist(), one.get_ydata().tolist()) for one in found]
+
+
+def test_what_other_data_drove_is_hollow_in_every_series_over_updates() -> None:
+    """The point before training, of a run without a sanity check; in the spectrum its line is named."""
+    layers = {"below": layer(0.5), "above": layer(-0.5)}
+    run = [
+        measurement(10 * i, [0.5, -1.0], source="validation" if i else "training", layers=layers, said=SAID)
+        for i in range(3)
+    ]
+    figures = figures_of(history(*run))
+    assert all(map(drawn, figures.values()))
+    known = "driven by training data"
+    assert squares(figures["training"]) == [(known, [0], [0.5])]
+    assert squares(figures["prediction"]) == [(known, [0], [0.6])] and known in written(figures["prediction"])
+    assert [values for _, _, values in squares(figures["prediction"], 1)] == [[0.2], [0.9]]
+    assert [(x, y) for _, x, y in squares(figures["layers"])] == [([0], [0.5]), ([0], [-0.5])]
+    assert written(figures["layers"]).count(known) == 1
+    for name in ("training", "prediction", "layers"):
+        first = [one.get_ydata()[0] for one in figures[name].axes[0].lines if len(one.get_ydata()) == 3]
+        assert first and sum(math.isnan(value) for value in first) >= 1
+    assert np.isnan(lines(figures["prediction"])["predicted"]).tolist() == [True, False, False]
+    assert "update 0\n(training data)" in lines(figures["spectrum"])
+
+
+def test_exponents_of_layers_are_per_step_of_each() -> None:
+    figure = layers_over_training(history(measurement(0, [0.1], layers={"a": layer(0.1), "b": layer(-0.1)})))
+    assert figure.axes[0].get_ylabel() == "nats per step of the layer"
+
+
+def test_figures_are_of_the_last_of_several_fits() -> None:
+    made = history(*(measurement(10 * i, [-0.1]) for i in range(9)))
+    made.begin()
+    for step in (0, 4):
+        made.append(measurement(step, [-0.1 * step, -1.0]))
+    alone = history(*made)
+    assert {name: drawn(f) for name, f in figures_of(made).items()} == {
+        name: drawn(f) for name, f in figures_of(alone).items()
+    }
+
+
 def test_missing_matplotlib_is_told_with_its_remedy() -> None:
     code = "import sys; sys.modules['matplotlib'] = None; import lightning_lyapunov.figures"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

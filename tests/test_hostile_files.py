@@ -285,6 +285,14 @@ FORGERIES: list[tuple[str, Callable[[Header], Any], str]] = [
     ("scorer", card(performance_range=[0.0, math.nan]), "numbers that rise"),
     ("scorer", card(performance_range=[0.0]), "values to unpack"),
     ("scorer", card(kinds="gru"), "list of names"),
+    ("scorer", card(checkpoints="many"), "list of numbers of updates"),
+    ("scorer", card(checkpoints=[-1]), "list of numbers of updates"),
+    ("scorer", within("heads.ranges.low", shape=[1, 39]), r"heads.ranges.low must be .*\(1, 39\)"),
+    (
+        "scorer",
+        lambda header: moved(header, "heads.ranges.low", "familiarity.sizes"),
+        "familiarity.sizes must be|heads",
+    ),
     ("scorer", told(scorers.FORMAT, "[]"), "list indices"),
     ("scorer", told(scorers.FORMAT, DEEP), "recursion|overflow"),
     ("scorer", told("more", ""), "the card alone"),
@@ -330,6 +338,8 @@ def test_files_without_digest_are_read_as_those_of_older_versions(
         ("scorer", "heads.model.0.decoder.0.bias", math.nan),
         ("scorer", "intervals.quantiles", math.inf),
         ("scorer", "familiarity.distances", math.nan),
+        ("scorer", "heads.ranges.high", math.nan),
+        ("scorer", "heads.ranges.high", -math.inf),
     ],
 )
 def test_impossible_numbers_are_refused(

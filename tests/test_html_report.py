@@ -5,6 +5,7 @@ import math
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -206,6 +207,57 @@ def test_one_measurement_without_scores(tmp_path: Path, largest: float, shown: s
     """What is not known is a dash, never a number."""
     (row,) = written(tmp_path, history([largest], size=2)).rows
     assert row == ["0", "0", shown, "yes", *["–"] * 9, "0.25"]
+
+
+def test_what_other_data_drove_is_told_in_the_table(tmp_path: Path) -> None:
+    """The point before training of a run without a sanity check, driven by a training batch."""
+    made = History()
+    for one, source in zip(history([0.1] * 3), ("training", "validation", "validation"), strict=True):
+        made.append(replace(one, source=source))
+    page = written(tmp_path, made)
+    assert [row[2] for row in page.rows] == ["training data", "validation data", "validation data"]
+    assert "driven by" in page.source.partition("<tbody>")[0].rpartition("<thead>")[2]
+    alike = written(tmp_path, history([0.1] * 3, source="validation"))
+    assert [row[2] for row in alike.rows] == ["+0.100 ± 0.010"] * 3
+    told = report._told("training", made)
+    assert told.startswith("Largest exponent: +0.100 ± 0.010 at update 0 (driven by training data), +0.100")
+    assert "driven" not in report._told("training", history([0.1] * 3))
+
+
+@pytest.mark.parametrize(
+    ("known", "told"),
+    [
+        ({"sequences": 16, "steps": 64}, "It is of 16 sequences of up to 64 steps."),
+        (
+            {"sequences": 1, "steps": 9, "source": "training", "fewer": "1 of 7 sequences (<b>)"},
+            "It is of 1 sequence of 9 steps, driven by training data. Measured were 1 of 7 sequences (<b>).",
+        ),
+        ({"source": "validation"}, "It was driven by validation data."),
+    ],
+)
+def test_how_much_of_what_was_seen_it_is_is_told(tmp_path: Path, known: dict[str, object], told: str) -> None:
+    page = written(tmp_path, history([0.1, 0.1], **known))
+    assert told in page.text and not page.all("b")[1:]
+    assert "It is of" not in written(tmp_path, history([0.1])).text
+
+
+def test_of_several_fits_the_page_is_of_the_last_and_says_so(tmp_path: Path) -> None:
+    """As in a cross-validation with one callback: oracle, the page of the last fold alone."""
+    made, last = History(), history([0.3, 0.4])
+    for fold in (history([0.1] * 5), history([0.2] * 3), last):
+        made.begin()
+        for one in fold:
+            made.append(one)
+    page, alone = written(tmp_path, made), written(tmp_path, last)
+    assert page.rows == alone.rows and "2 measurements, written" in page.text
+    assert "the last of 3 runs" in page.text and "without the 2 before it" in page.text
+    assert "runs" not in alone.text.partition("What it means")[0]
+    assert len(written(tmp_path, made.earlier[0]).rows) == 5
+
+
+def test_exponents_of_several_layers_are_per_step_of_their_layer(tmp_path: Path) -> None:
+    assert "nats per step of its layer" in written(tmp_path, scored(1)).text
+    assert "of its layer" not in written(tmp_path, history([0.1])).text
 
 
 def test_only_what_is_beyond_its_error_is_marked_chaotic(tmp_path: Path) -> None:

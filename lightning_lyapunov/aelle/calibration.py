@@ -26,6 +26,8 @@ COVERAGE = 0.8
 UNFAMILIAR = 0.04
 """Share of the bank outside the interval of a network of which nothing is known."""
 NEIGHBOURS, COMPONENTS = 5, 6
+COMMON = 0.1
+"""A spectrum is as familiar as can be while at least this share of those known are as isolated."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,17 @@ class Intervals(Tensors):
                     )
         return Intervals(table, spread)
 
-    def __call__(self, prediction: Tensor, rows: Rows, familiarity: Tensor) -> tuple[Tensor, Tensor]:
-        """Ends (R,) and (R,); the less familiar, the wider."""
+    def __call__(
+        self, prediction: Tensor, rows: Rows, familiarity: Tensor, share: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Ends (R,) and (R,); the less familiar, the wider.
+
+        Args:
+            prediction: (R,).
+            rows: R rows.
+            familiarity: (R,) of their spectra: below one half the interval gives way to the widest.
+            share: (R,) of it that is left for what lies beyond the ranges seen; all if None.
+        """
         place = _place(rows)
         position = (prediction * BINS - 0.5).clamp(0, BINS - 1)
         low = position.floor().long()
@@ -136,7 +147,8 @@ class Intervals(Tensors):
         before = place.floor().long().clamp(max=len(KNOTS) - 2)
         error = torch.lerp(by_bin[index, before], by_bin[index, before + 1], (place - before).unsqueeze(1))
         ends = prediction.unsqueeze(1) + error
-        far = (1 - (familiarity / 0.5).clamp(max=1.0)).unsqueeze(1)
+        near = (familiarity / 0.5).clamp(max=1.0)
+        far = (1 - (near if share is None else near * share)).unsqueeze(1)
         widest = torch.stack([torch.minimum(ends[:, 0], self.spread[0]), torch.maximum(ends[:, 1], self.spread[1])], 1)
         ends = torch.lerp(ends, widest, far).clamp(0.0, 1.0)
         return torch.minimum(ends[:, 0], prediction), torch.maximum(ends[:, 1], prediction)
@@ -216,8 +228,6 @@ class Familiarity(Tensors):
     """(M, COMPONENTS): spectra of the bank."""
     distances: Tensor
     """(M,) sorted: how far each of them is from its nearest others."""
-    sizes: Tensor
-    """(2,) smallest and largest logarithm of the size."""
 
     @staticmethod
     def fit(rows: Rows, generator: torch.Generator, most: int = 1500) -> Familiarity:
@@ -235,37 +245,26 @@ class Familiarity(Tensors):
         apart = torch.cdist(reference, reference)
         apart.fill_diagonal_(math.inf)
         nearest = apart.topk(min(NEIGHBOURS, max(len(reference) - 1, 1)), largest=False).values.mean(1)
-        size = rows.context[:, CONTEXT.index("log_size")]
-        known = size[~size.isnan()]
-        sizes = torch.stack([known.min(), known.max()]) if len(known) else size.new_tensor([-math.inf, math.inf])
-        return Familiarity(centre, components, reference, nearest.sort().values, sizes)
+        return Familiarity(centre, components, reference, nearest.sort().values)
 
     def joined_by(self, rows: Rows) -> Familiarity:
         """The same once these rows are known too: what is ordinary stays what it is."""
         seen = torch.where(rows.spectrum.isnan(), self.centre, rows.spectrum)
-        size = rows.context[:, CONTEXT.index("log_size")]
-        known = torch.cat([self.sizes, size[~size.isnan()]])
-        return replace(
-            self,
-            reference=torch.cat([self.reference, (seen - self.centre) @ self.components]),
-            sizes=torch.stack([known.min(), known.max()]),
-        )
+        return replace(self, reference=torch.cat([self.reference, (seen - self.centre) @ self.components]))
 
     def __call__(self, rows: Rows, is_unknown_kind: Tensor) -> Tensor:
         """(R,) in [0, 1].
 
         1 for spectra such as most of the bank's, below where fewer than a tenth of them are as isolated, 0 for what
-        is more isolated than any; halved for every doubling of the size beyond those known, a quarter for a kind of
-        cell that is none of those known; 0 where there is no spectrum. Unknown parts of one are taken to be ordinary.
+        is more isolated than any; a quarter for a kind of cell that is none of those known; 0 where there is no
+        spectrum. Unknown parts of one are taken to be ordinary.
         """
         seen = torch.where(rows.spectrum.isnan(), self.centre, rows.spectrum)
         there = (seen - self.centre) @ self.components
         count = min(NEIGHBOURS, len(self.reference))
         distance = torch.cdist(there, self.reference).topk(count, largest=False).values.mean(1)
         farther = 1 - torch.searchsorted(self.distances, distance).to(distance.dtype) / len(self.distances)
-        size = rows.context[:, CONTEXT.index("log_size")]
-        beyond = torch.maximum(self.sizes[0] - size, size - self.sizes[1]).clamp(min=0).nan_to_num()
-        ordinary = (farther / 0.1).clamp(max=1.0) * torch.exp2(-beyond / math.log(2))
+        ordinary = (farther / COMMON).clamp(max=1.0)
         ordinary = torch.where(is_unknown_kind, 0.25 * ordinary, ordinary)
         return torch.where(rows.spectrum.isnan().all(1), 0.0, ordinary)
 

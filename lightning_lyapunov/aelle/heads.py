@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +16,8 @@ from lightning_lyapunov.aelle.autoencoder import HEADS, AeLLE
 from lightning_lyapunov.aelle.calibration import KNOTS, Gate, Shares
 from lightning_lyapunov.aelle.features import CONTEXT, LEVELS, Rows
 from lightning_lyapunov.aelle.fitting import Ridge, ridge_features
+from lightning_lyapunov.aelle.ranges import Ranges
+from lightning_lyapunov.aelle.single import Single, gated
 
 SKILL, FAILURE, TAKEOFF, STABILITY = range(len(HEADS))
 RIDGES = ("context", "context+skill", "spectrum", "spectrum+skill")
@@ -29,12 +34,22 @@ class Heads:
     """Of the autoencoders in the mean of the two."""
     prior: Heads | None = None
     """Another scorer's heads, whose predictions the ridge sees as features."""
+    ranges: Ranges = field(default_factory=Ranges.unknown)
+    """What they were fitted on; rows must be brought within."""
+
+    @cached_property
+    def _single(self) -> Single | None:
+        return Single(self.models, self.ridges, self.shares) if Single.takes(self.models) else None
 
     def __call__(self, rows: Rows) -> Tensor:
         """``(R, len(HEADS))`` in [0, 1], from whatever is known of the rows."""
+        if len(rows) == 1 and self.prior is None and self._single is not None:
+            return _like(rows, self._single(rows.spectrum, rows.context))
         said = torch.lerp(self.by_ridge(rows), self.by_model(rows), self.shares(rows))
         # Where a head had nothing to learn from, as the stability where nobody measured it, the prior knows.
-        return said if self.prior is None else torch.where(said.isnan(), self.prior(rows), said)
+        return (
+            said if self.prior is None else torch.where(said.isnan(), self.prior(self.prior.ranges.clamped(rows)), said)
+        )
 
     def by_model(self, rows: Rows) -> Tensor:
         """What the autoencoders say on average."""
@@ -46,9 +61,19 @@ class Heads:
         unknown = rows.spectrum.isnan()
         if not unknown.any():
             return rows
-        with torch.no_grad():
-            made = self.models[0](rows).reconstruction
+        if len(rows) == 1 and self._single is not None:
+            made = _like(rows, self._single.reconstruction(rows.spectrum))
+        else:
+            with torch.no_grad():
+                made = self.models[0](rows).reconstruction
         return Rows(torch.where(unknown & ~unknown.all(1, keepdim=True), made, rows.spectrum), rows.context)
+
+    def codes(self, rows: Rows) -> Tensor:
+        """(R, L) the first autoencoder's codes."""
+        if len(rows) == 1 and self._single is not None:
+            return _like(rows, self._single.code(rows.spectrum))
+        with torch.no_grad():
+            return self.models[0](rows).latent
 
     def by_ridge(self, rows: Rows) -> Tensor:
         """What the ridge says: the one for what is known of a row."""
@@ -65,7 +90,7 @@ class Heads:
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Everything, as a file of a scorer holds it under a name."""
-        tensors = self.shares.tensors(f"{name}.shares")
+        tensors = self.shares.tensors(f"{name}.shares") | self.ranges.tensors(f"{name}.ranges")
         tensors |= {} if self.prior is None else self.prior.tensors(f"{name}.prior")
         for i, model in enumerate(self.models):
             tensors |= {f"{name}.model.{i}.{key}": value for key, value in model.state_dict().items()}
@@ -86,12 +111,14 @@ class Heads:
             {kind: Ridge.of(f"{name}.ridge.{kind}", tensors) for kind in RIDGES},
             Shares.of(f"{name}.shares", tensors),
             cls.of(f"{name}.prior", tensors) if _has_prior(tensors, name) else None,
+            Ranges.of_file(f"{name}.ranges", tensors),
         )
 
     @classmethod
     def shapes(cls, name: str, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
         """What the shapes of those of a file must be, given those from which its own sizes are read."""
         shapes: dict[str, tuple[int, ...]] = {f"{name}.shares.table": (6, len(KNOTS), len(HEADS))}
+        shapes |= Ranges.shapes(f"{name}.ranges", tensors)
         more = 0
         if _has_prior(tensors, name):
             shapes |= cls.shapes(f"{name}.prior", tensors)
@@ -112,6 +139,11 @@ class Heads:
         return shapes
 
 
+def _like(rows: Rows, values: np.ndarray[Any, Any]) -> Tensor:
+    """(1, n) what was said of a single row, as tensors hold it."""
+    return torch.from_numpy(values).to(rows.spectrum.dtype).unsqueeze(0)
+
+
 def _has_model(tensors: Mapping[str, Tensor], name: str, number: int) -> bool:
     return any(key.startswith(f"{name}.model.{number}.") for key in tensors)
 
@@ -124,7 +156,7 @@ def features_for(name: str, rows: Rows, prior: Heads | None) -> Tensor:
     """What the ridge of a name sees of rows."""
     known = CONTEXT if "skill" in name else _KNOWN
     features = ridge_features(rows, spectrum="spectrum" in name, context=known)
-    return features if prior is None else torch.cat([features, prior(rows)[:, :STABILITY]], 1)
+    return features if prior is None else torch.cat([features, prior(prior.ranges.clamped(rows))[:, :STABILITY]], 1)
 
 
 def predicted_performance(
@@ -139,12 +171,16 @@ def predicted_performance(
         average: (4,) what is said of an average network.
         belief: (R,) how far the heads are believed rather than the average; entirely if None.
     """
-    said, without_it = heads(rows), heads(without_skill(rows))
+    said = heads(rows)
+    has_skill = ~rows.context[:, CONTEXT.index("skill")].isnan()
+    is_told = bool(has_skill.any())
+    without_it = heads(without_skill(rows)) if is_told else said
     if average is not None and belief is not None:
         said, without_it = (torch.lerp(average.expand_as(x), x, belief.unsqueeze(1)) for x in (said, without_it))
     without = without_it[:, SKILL]
-    has_skill = ~rows.context[:, CONTEXT.index("skill")].isnan()
-    return torch.where(has_skill, gate(without, rows), without), said
+    if not is_told:
+        return without, said
+    return gated(gate, without, rows) if len(rows) == 1 else torch.where(has_skill, gate(without, rows), without), said
 
 
 def without_skill(rows: Rows) -> Rows:

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_lyapunov.aelle.autoencoder import HEADS
-from lightning_lyapunov.aelle.calibration import BINS, KNOTS, Familiarity, Gate, Intervals
+from lightning_lyapunov.aelle.calibration import BINS, COMMON, KNOTS, Familiarity, Gate, Intervals
 from lightning_lyapunov.aelle.features import LEVELS, Rows, context, quantiles
 from lightning_lyapunov.aelle.heads import (
     FAILURE,
@@ -25,12 +25,15 @@ from lightning_lyapunov.aelle.heads import (
     predicted_performance,
     without_spectrum,
 )
+from lightning_lyapunov.aelle.single import ends
 from lightning_lyapunov.engine.spectrum import LyapunovSpectrum
 from lightning_lyapunov.files import reading, require, write_tensors
 
 FORMAT = "lightning_lyapunov.aelle/1"
+SIZES = "familiarity.sizes"
+"""Smallest and largest logarithm of the size, in files of older versions."""
 STRANGE = 0.1
-"""Familiarity below which predictions fade to what is said of an average network."""
+"""Familiarity of a spectrum below which predictions fade to what is said of an average network."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,11 +55,14 @@ class AeLLEScore:
     """Probability that the trained network is not chaotic: its final largest exponent is not above 0; NaN from a scorer
     that was never told."""
     familiarity: float
-    """In [0, 1]; low where spectrum, size or kind of cell are unlike anything the scorer was fitted on."""
+    """In [0, 1]; low where spectrum, kind of cell, size, updates or performance so far are unlike what the scorer was
+    fitted on."""
     latent: Tensor
     """(L,) the code of the spectrum."""
     baseline: float
     """The same prediction without the spectrum: what it must beat."""
+    unfamiliar: tuple[str, ...] = ()
+    """What lowers the familiarity, in words, the strangest first: as ``"updates: 1,000,000 (known: 0 to 800)"``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +76,8 @@ class Predictions:
     takeoff: Tensor
     stability: Tensor
     familiarity: Tensor
+    ordinary: Tensor
+    """The familiarity of spectrum and kind of cell alone."""
     latent: Tensor
     baseline: Tensor
 
@@ -135,7 +143,7 @@ class AeLLEScorer:
             self._quantiles(spectrum).unsqueeze(0),
             context(architecture, hidden_size, updates, skill).unsqueeze(0),
         )
-        unknown = architecture is not None and architecture.lower() not in self.card["kinds"]
+        unknown = architecture is not None and not self._knows(architecture)
         said = self.predict(row, torch.tensor([unknown]))
         worst, best = self.performance_range
         return AeLLEScore(
@@ -148,7 +156,27 @@ class AeLLEScorer:
             familiarity=float(said.familiarity),
             latent=said.latent[0],
             baseline=worst + float(said.baseline) * (best - worst),
+            unfamiliar=self._unfamiliar(
+                row, said, {"hidden size": hidden_size, "updates": updates, "performance": performance}, architecture
+            ),
         )
+
+    def _unfamiliar(
+        self, row: Rows, said: Predictions, told: Mapping[str, float | None], architecture: str | None
+    ) -> tuple[str, ...]:
+        """What lowers the familiarity of one row, in words, the strangest first."""
+        if float(said.familiarity) == 1:
+            return ()
+        parts = self.heads.ranges.in_words(row, told, float(self.card["scale"]), self.performance_range)
+        alone = float(said.ordinary)
+        if architecture is not None and not self._knows(architecture):
+            parts[f"architecture: {architecture} (known: {', '.join(self.card['kinds'])})"], alone = 0.25, 4 * alone
+        if alone < 1:
+            parts[f"spectrum: {alone * COMMON:.1%} of those known lie as far from the others"] = alone
+        return tuple(sorted(parts, key=parts.__getitem__))
+
+    def _knows(self, architecture: str) -> bool:
+        return architecture.lower() in self.card["kinds"]
 
     def predict(self, rows: Rows, is_unknown_kind: Tensor | None = None) -> Predictions:
         """The same for R rows at once.
@@ -159,15 +187,19 @@ class AeLLEScorer:
         """
         if is_unknown_kind is None:
             is_unknown_kind = torch.zeros(len(rows), dtype=torch.bool)
-        familiarity = self.familiarity(self.heads.completed(rows), is_unknown_kind)
-        baseline, _ = predicted_performance(self.heads, self.baseline_gate, without_spectrum(rows))
-        # Of what is unlike anything known, no more is said than of an average network.
-        belief = (familiarity / STRANGE).clamp(max=1.0)
-        performance, heads = predicted_performance(self.heads, self.gate, rows, self.average, belief)
-        low, high = self.intervals(performance, rows, familiarity)
+        seen = self.heads.ranges.clamped(rows)
+        whole = torch.where(rows.spectrum.isnan(), self.heads.completed(seen).spectrum, rows.spectrum)
+        ordinary = self.familiarity(Rows(whole, rows.context), is_unknown_kind)
+        share = self.heads.ranges.share(rows)
+        baseline, _ = predicted_performance(self.heads, self.baseline_gate, without_spectrum(seen))
+        # Of a spectrum unlike any known, no more is said than of an average network.
+        belief = (ordinary / STRANGE).clamp(max=1.0)
+        performance, heads = predicted_performance(self.heads, self.gate, seen, self.average, belief)
+        if len(rows) == 1:
+            low, high = ends(self.intervals, performance, seen, ordinary, share)
+        else:
+            low, high = self.intervals(performance, seen, ordinary, share)
         failure = heads[:, FAILURE]
-        with torch.no_grad():
-            latent = self.heads.models[0](rows).latent
         return Predictions(
             performance=performance,
             low=low,
@@ -175,8 +207,9 @@ class AeLLEScorer:
             failure=failure,
             takeoff=torch.minimum(heads[:, TAKEOFF], 1 - failure),
             stability=heads[:, STABILITY],
-            familiarity=familiarity,
-            latent=latent,
+            familiarity=ordinary * share,
+            ordinary=ordinary,
+            latent=self.heads.codes(seen),
             baseline=baseline,
         )
 
@@ -188,7 +221,7 @@ class AeLLEScorer:
 
     def _to_skill(self, performance: float) -> float:
         worst, best = self.performance_range
-        return min(max((performance - worst) / (best - worst), 0.0), 1.0)
+        return (performance - worst) / (best - worst)
 
     def _quantiles(self, spectrum: LyapunovSpectrum | Tensor) -> Tensor:
         scale = float(self.card["scale"])
@@ -272,14 +305,18 @@ class AeLLEScorer:
                 raise ValueError(f"its metadata must be the card alone; got {', '.join(metadata)}")
             require(tensors, {key: (torch.float32, shape) for key, shape in _shapes(tensors).items()})
             _require_possible(tensors)
+            heads, card = Heads.of("heads", tensors), _card(metadata[FORMAT])
+            if SIZES in tensors:  # of an older version, which knew no other range
+                ranges = heads.ranges.narrowed(sizes=tensors[SIZES], updates=card.get("checkpoints"))
+                heads = replace(heads, ranges=ranges)
             return cls(
-                Heads.of("heads", tensors),
+                heads,
                 Gate.of("gate", tensors),
                 Gate.of("baseline_gate", tensors),
                 Intervals.of("intervals", tensors),
                 Familiarity.of("familiarity", tensors),
                 tensors["average"],
-                _card(metadata[FORMAT]),
+                card,
             )
 
     @classmethod
@@ -314,7 +351,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
         "familiarity.components": (seen, components),
         "familiarity.reference": (references, components),
         "familiarity.distances": (tensors["familiarity.distances"].numel(),),
-        "familiarity.sizes": (2,),
+        **({} if "heads.ranges.low" in tensors else {SIZES: (2,)}),
         "average": (len(HEADS),),
         **Heads.shapes("heads", tensors),
     }
@@ -328,8 +365,10 @@ def _require_possible(tensors: Mapping[str, Tensor]) -> None:
             raise ValueError(f"{key} must hold something")
         if what in ("average", "coefficients", "trust", "offset", "slope"):
             continue
-        if value.isnan().any() or (value.isinf().any() and what not in ("spread", "sizes", "distances")):
+        if value.isnan().any() or (value.isinf().any() and what not in ("spread", "sizes", "distances", "low", "high")):
             raise ValueError(f"{key} must hold finite numbers")
+        if what == "low" and (value > tensors[key.removesuffix(what) + "high"]).any():
+            raise ValueError(f"{key} must not lie above what ends there")
 
 
 def _card(text: str) -> dict[str, Any]:
@@ -339,6 +378,9 @@ def _card(text: str) -> dict[str, Any]:
     is_known = all(type(n) in (int, float) and math.isfinite(n) for n in (worst, best, card["scale"]))
     if not is_known or not 0 < best - worst < math.inf or card["scale"] <= 0:
         raise ValueError("its card must give a performance_range of two numbers that rise, and a scale above 0")
+    updates = card.get("checkpoints", [])
+    if not isinstance(updates, list) or not all(type(n) is int and n >= 0 for n in updates):
+        raise ValueError("its card must give checkpoints as a list of numbers of updates")
     if not isinstance(card["kinds"], list) or not all(isinstance(kind, str) for kind in card["kinds"]):
         raise ValueError("its card must give kinds as a list of names")
     return dict(card)

@@ -24,6 +24,7 @@ from lightning_lyapunov.aelle.heads import (
     without_skill,
     without_spectrum,
 )
+from lightning_lyapunov.aelle.ranges import Ranges
 from lightning_lyapunov.aelle.scorer import AeLLEScorer
 
 PENALTIES = (1.0, 10.0, 100.0, 1000.0)
@@ -122,8 +123,9 @@ def fit_scorer(
     told = ~wanted.isnan() * weights.unsqueeze(1)
     average = (wanted.nan_to_num() * told).sum(0) / told.sum(0)
     bar.close()
+    ranges = Ranges.fit(rows) if prior is None else Ranges.fit(rows).joined(prior.ranges)
     return AeLLEScorer(
-        replace(final, shares=shares),
+        replace(final, shares=shares, ranges=ranges),
         gate,
         baseline_gate,
         Intervals.fit(torch.cat(said), joined(states), skill.repeat(len(states))),

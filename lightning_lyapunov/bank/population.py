@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lightning_lyapunov.bank.cells import CELLS, Cell, Weights, initial_weights
 from lightning_lyapunov.bank.tasks import TASKS, Batch, Task, loss, metric
-from lightning_lyapunov.engine.measure import lyapunov_spectrum
+from lightning_lyapunov.capture.by_hand import lyapunov_spectrum
 
 CHECKPOINTS = (0, 10, 40, 80, 160, 320, 560, 800)
 """Updates after which spectrum and metrics are taken; 40 updates of 32 sequences are called an epoch."""

@@ -1,59 +1,44 @@
-"""The inputs that reach a recurrent layer in the user's own forward pass.
+"""The inputs that reach a recurrent layer in somebody else's forward pass.
 
-A forward hook on the layer keeps a bounded, detached copy of what drove it. Nothing is run and no loader is touched for
-it. A layer or cell that is called step by step in a Python loop is recorded call by call, and calls whose state is what
-the call before returned are joined to one sequence again.
+A forward hook copies what the layer is given. A layer called once per batch gives one tensor of whole sequences; a cell
+called step by step in a Python loop is recorded call by call, and rows that go on from where a row of an earlier call
+ended are joined to sequences again.
 """
 
 from __future__ import annotations
 
-import inspect
+import time
 import weakref
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence, pad_sequence
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from lightning_lyapunov.capture.finding import class_name
+from lightning_lyapunov.capture.calls import Adapter, Call, Parts
+from lightning_lyapunov.capture.conventions import (
+    RawCall,
+    Recognised,
+    adapted,
+    keep,
+    needs_raw_calls,
+    read_calls,
+    signature_of,
+    watch_forward,
+)
+from lightning_lyapunov.capture.finding import Found, class_name
+from lightning_lyapunov.capture.joining import Kept, Thread, chosen, join, without_doubles
+from lightning_lyapunov.capture.likeness import Sample, check_likeness, is_foreign, plain_layer, shallow
 from lightning_lyapunov.engine.maps.cell import State, as_parts
+from lightning_lyapunov.engine.maps.weights import weights_written_by_others
 from lightning_lyapunov.engine.measure import Driven
 from lightning_lyapunov.engine.sequences import Sequences
 
-Parts = tuple[Tensor, ...]
-
-
-@dataclass(frozen=True)
-class _Call:
-    """One call of a layer, or several that continued each other."""
-
-    inputs: Tensor
-    """``(T, B, ...)``."""
-    lengths: Tensor
-    """(B,) steps of each row, on the CPU."""
-    before: Parts | None
-    """The parts of the state it was given; None if it was given none."""
-    after: Parts
-    """The parts of the state it returned."""
-
-    @property
-    def steps(self) -> int:
-        return len(self.inputs)
-
-    @property
-    def rows(self) -> int:
-        return self.inputs.shape[1]
-
-    def is_continued_by(self, call: _Call) -> bool:
-        """Whether ``call`` was given the very state that this one returned."""
-        return call.before is not None and all(map(torch.equal, self.after, call.before))
-
-
-def _rows_begun(calls: list[_Call]) -> int:
-    """Rows of the calls that were given no state, each the beginning of a sequence."""
-    return sum(call.rows for call in calls if call.before is None)
+SHORT = 8
+"""Sequences of fewer steps are measured only where there are not enough others."""
 
 
 class _Hook:
@@ -84,6 +69,87 @@ class _UncompiledHook(_Hook):
             probe.record(args, kwargs, output)
 
 
+@dataclass(eq=False)
+class _Batch:
+    """What was recorded of one batch."""
+
+    calls: list[Kept] = field(default_factory=list)
+    raw: list[tuple[int, RawCall]] = field(default_factory=list)
+    """Calls of a cell whose convention is still to be recognised, each with its turn."""
+    turn: int = 0
+    """Forward passes over the batch before this one."""
+    rows: int = 0
+    """Most rows of a call, kept or not."""
+    begun: int = 0
+    """Rows kept, of this turn, that were given no state: each begins a sequence."""
+    steps: int = 0
+    """Steps kept since rows last began without a state."""
+    work: int = 0
+    """Steps kept of this turn, times rows."""
+    tails: list[_Tail] = field(default_factory=list)
+    """What followed where there was enough."""
+    is_in_tail: bool = False
+    """Whether the last call was not kept."""
+    raw_tail: int = 0
+    """Calls whose convention is not known that followed where there was enough."""
+
+    last_turn: int = 0
+    """That of the last call."""
+
+    def begin_anew(self) -> None:
+        """Let go of what was recorded."""
+        self.calls, self.raw, self.tails = [], [], []
+        self.begun, self.steps, self.work, self.is_in_tail, self.raw_tail = 0, 0, 0, False, 0
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.calls and not self.raw
+
+    @property
+    def certain(self) -> int:
+        """Sequences kept, for certain: those that began without a state, at least the rows of one call."""
+        kept = [call.rows for call in self.calls] + [raw.rows for _, raw in self.raw]
+        return max([self.begun, *kept], default=0)
+
+
+class _Tail:
+    """How far rows go on after the last call that was kept: counted where they are, without a look from the host."""
+
+    def __init__(self, last: Kept) -> None:
+        self.last = last
+        self.state = _flat(last.after)
+        self._goes_on = torch.ones(last.rows, dtype=torch.bool, device=self.state.device)
+        self.steps = torch.zeros(last.rows, dtype=torch.long, device=self.state.device)
+
+    def note(self, call: Call) -> None:
+        """Count a call that is not kept."""
+        if call.before is None:
+            self._goes_on.zero_()
+            return
+        before, after = _flat(call.before), _flat(call.after)
+        rows = min(len(before), len(self._goes_on))
+        self._goes_on[rows:] = False
+        self._goes_on[:rows] &= (before[:rows] == self.state[:rows]).all(1)
+        self.steps[:rows] += self._goes_on[:rows] * call.lengths[:rows].to(self.steps.device, non_blocking=True)
+        self.state = torch.cat([after[:rows], self.state[rows:]])
+
+
+def _flat(state: Parts) -> Tensor:
+    return torch.cat([part.detach().flatten(1) for part in state], 1)
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much was seen in the batches that were recorded."""
+
+    sequences: int
+    """How many there were, those included that were not kept."""
+    longest: int
+    """Steps of the longest."""
+    pieces: float | None
+    """Steps of each on average, where rows begin anew inside a batch; None where none does."""
+
+
 class Probe:
     """Keeps what drove one layer, up to ``num_sequences`` × ``num_steps``, of the batches it is told to watch.
 
@@ -91,27 +157,66 @@ class Probe:
         layer: The module to watch.
         num_sequences: Rows to keep; of a batch the first ones.
         num_steps: Steps to keep of each; the first ones.
+        adapter: How the layer is read and stepped, if it is not torch's own and its convention is not to be recognised.
+        is_compiled: Whether it runs inside a compiled module, which would be compiled again if it were watched closer.
 
     Attributes:
-        longest: Steps of the longest sequence that a layer of torch's was given at once, kept or not; 0 for a cell.
+        seconds: Spent recording.
+        calls_forward: Whether the hook saw nothing where something may have been called past it.
+        is_paused: Whether calls are let pass for now, as those that a measurement makes.
+        written_in_training: Whether the weights that another module writes are those of a training pass.
     """
 
-    def __init__(self, layer: nn.Module, num_sequences: int, num_steps: int) -> None:
-        self.layer = layer
+    def __init__(
+        self,
+        layer: nn.Module,
+        num_sequences: int,
+        num_steps: int,
+        adapter: Adapter | None = None,
+        *,
+        is_compiled: bool = False,
+    ) -> None:
+        self.layer, self._is_compiled = layer, is_compiled
         self.num_sequences, self.num_steps = num_sequences, num_steps
-        self._signature = inspect.signature(layer.forward)
-        hook = _UncompiledHook if isinstance(layer, nn.RNNBase) else _Hook
-        self._handle = layer.register_forward_hook(hook(self), with_kwargs=True)
+        self.seconds = 0.0
+        self.is_paused = False
+        self._adapter = self._given = adapter
+        is_scripted = isinstance(layer, torch.jit.ScriptModule)  # which takes no hooks, but can be watched
+        self._is_layer = isinstance(layer, nn.RNNBase)
+        self._is_cell = not is_scripted and type(layer).forward in _CELL_FORWARDS and "forward" not in vars(layer)
+        self._is_foreign = is_foreign(layer)
+        self._is_alike = False  # whether torch's own step is known to do what a foreign layer does
+        self._read = self._reader()
+        self._signature = signature_of(layer)
+        own = self._is_layer and not self._is_foreign
+        hook = (_UncompiledHook if own else _Hook)(self)
+        self._handle: Any = None if is_scripted else layer.register_forward_hook(hook, with_kwargs=True)
+        self._forward: Any = None  # the watch over calls that go past the hooks
+        self.calls_forward = is_scripted
         self._is_single = True  # whether a state is one tensor rather than a tuple of them
         self._keeps_latest = False
-        self.longest = 0
         self.forget()
+
+    def _reader(self) -> Callable[[tuple[Any, ...], dict[str, Any], Any], Call] | None:
+        """How a call is read; None where that is still to be recognised."""
+        if self._is_layer:
+            return self._layer_call
+        if self._is_cell:
+            return self._cell_call
+        adapter = self._adapter
+        if adapter is None or needs_raw_calls(adapter):
+            return None
+        return partial(adapter.read, self.layer)
 
     def forget(self) -> None:
         """Let go of what was recorded."""
-        self._batches: list[list[_Call]] = []
+        self._batches: list[_Batch] = []
         self._trouble: Exception | None = None
         self._is_recording = False
+        self._sample: Sample | None = None
+        self._written: dict[str, Tensor] = {}
+        self.written_in_training = False
+        self._joined: tuple[list[Thread], Extent] | None = None
 
     def begin_batch(self, *, keep_latest: bool) -> None:
         """Record the calls of one batch, unless the first batches are wanted and there are enough of them.
@@ -124,80 +229,164 @@ class Probe:
         self._keeps_latest = keep_latest
         if keep_latest:
             self._trouble = None  # of an earlier batch; this one may do
-        if self._batches and not self._batches[-1]:
+        if self._batches and self._batches[-1].is_empty:
             self._batches.pop()  # nothing reached the layer
-        enough = self._rows(self._batches) >= self.num_sequences
+        enough = sum(batch.certain for batch in self._batches) >= self.num_sequences
         self._is_recording = keep_latest or not enough
         if self._is_recording:
-            self._batches.append([])
+            self._batches.append(_Batch())
+            if self.calls_forward:
+                self._forward = watch_forward(self.layer, self.record)
+
+    def end_turn(self) -> None:
+        """A forward pass over the batch has ended; what follows before the next batch is another one over it."""
+        if self._is_recording and not self._batches[-1].is_empty:
+            self._batches[-1].turn += 1
 
     def end_batch(self) -> None:
         """Stop recording until the next batch."""
-        while self._keeps_latest and self._rows(self._batches[1:]) >= self.num_sequences:
+        may_watch = not self._is_layer and not self._is_compiled and self._trouble is None
+        if self._is_recording and self._batches and self._batches[-1].is_empty and may_watch:
+            self.calls_forward = True  # the hook saw nothing: the model may call layer.forward(...)
+        self._stop_watching()
+        while self._keeps_latest and sum(batch.certain for batch in self._batches[1:]) >= self.num_sequences:
             del self._batches[0]
         self._is_recording = False
 
     def remove(self) -> None:
         """Take the hook off the layer and let go of what was recorded."""
-        self._handle.remove()
+        self._stop_watching()
+        if self._handle is not None:
+            self._handle.remove()
         self.forget()
+
+    def _stop_watching(self) -> None:
+        if self._forward is not None:
+            self._forward.remove()
+            self._forward = None
 
     @property
     def has_recorded(self) -> bool:
         """Whether there is anything to measure, or to complain about."""
-        return self._trouble is not None or any(self._batches)
-
-    def _rows(self, batches: list[list[_Call]]) -> int:
-        """Sequences recorded, for certain: those that began without a state, at least the rows of one call."""
-        return sum(max(_rows_begun(batch), max((call.rows for call in batch), default=0)) for batch in batches)
+        return self._trouble is not None or not all(batch.is_empty for batch in self._batches)
 
     # ---------------------------------------------------------------- recording
 
     def record(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Keep one call of the layer; neither raises nor holds on to the graph."""
-        if not self._is_recording:
+        if not self._is_recording or self.is_paused:
             return
-        batch = self._batches[-1]
+        start = time.perf_counter()
         try:
-            inputs, state = self._arguments(args, kwargs)
-            if self._has_enough(batch, state):
-                return
             with torch.no_grad():
-                call = self._call(inputs, state, output)
+                self._record(self._batches[-1], args, kwargs, output)
         except Exception as error:  # told when the measurement is due, outside the user's forward pass
             self._trouble = error.with_traceback(None)  # whose frames would keep the graph alive
+        self.seconds += time.perf_counter() - start
+
+    def _record(self, batch: _Batch, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self._joined = None
+        if self._read is None:
+            if batch.work >= self.num_sequences * self.num_steps:
+                if batch.raw[-1][0] == batch.turn:
+                    batch.raw_tail += 1
+                    return
+                batch.begin_anew()
+            raw = keep(self.layer, args, kwargs, output, self.num_sequences, self._signature)
+            batch.raw.append((batch.turn, raw))
+            batch.rows, batch.work = max(batch.rows, _rows_of(args, kwargs)), batch.work + raw.rows
             return
-        if call.rows:
-            batch.append(call)
+        call = self._read(args, kwargs, output)
+        if len(call.lengths) == 0:
+            return
+        batch.rows = max(batch.rows, len(call.lengths))
+        if self._is_another_pass(batch, call):
+            batch.begin_anew()
+        if not self._has_room(batch, call):
+            if not batch.is_in_tail:
+                batch.tails.append(_Tail(batch.calls[-1]))
+                batch.is_in_tail = True
+            batch.tails[-1].note(call)
+            return
+        kept = self._bounded(call, batch.turn)
+        if call.before is None:
+            batch.begun, batch.steps = batch.begun + kept.rows, 0
+        batch.calls.append(kept)
+        batch.is_in_tail = False
+        batch.steps += len(kept.inputs)
+        batch.work += kept.rows * len(kept.inputs)
+        if len(batch.calls) == 1:
+            self._note_weights(kept, output)
 
-    def _has_enough(self, batch: list[_Call], state: Any) -> bool:
-        """Whether a call would only add to sequences that are long enough, or to a batch that has enough of them."""
-        if state is None:
-            return _rows_begun(batch) >= self.num_sequences
-        begun = max(1, sum(call.before is None for call in batch))
-        return sum(call.steps for call in batch) >= self.num_steps * begun
+    def _is_another_pass(self, batch: _Batch, call: Call) -> bool:
+        """Whether a call begins another pass over the rows of the batch, so that those before it no longer count."""
+        if not batch.calls or batch.last_turn == batch.turn:
+            return False
+        batch.last_turn = batch.turn
+        if call.before is None:
+            return True
+        if self._has_room(batch, call):
+            return False  # it is kept, and whether it goes on from the calls before it is seen later
+        last = batch.tails[-1].state if batch.is_in_tail else _flat(batch.calls[-1].after)
+        before = _flat(call.before)[: len(last)]
+        return before.shape != last.shape or not torch.equal(before, last)
 
-    def _call(self, inputs: Any, state: Any, output: Any) -> _Call:
-        """A bounded copy of one call."""
-        after = output
-        if isinstance(self.layer, nn.RNNBase):
-            inputs, lengths = self._time_first(inputs)
-            self.longest = max(self.longest, len(inputs))
-            after = output[1]
-        else:
-            unbatched = isinstance(self.layer, nn.RNNCellBase) and inputs.dim() == 1
-            inputs = inputs.view(1, 1, -1) if unbatched else inputs.unsqueeze(0)
-            lengths = torch.ones(inputs.shape[1], dtype=torch.long)
-        self._is_single = isinstance(after, Tensor)
-        batch = inputs.shape[1]
-        inputs = inputs[: self.num_steps, : self.num_sequences].detach().clone()
-        lengths = lengths[: self.num_sequences].clamp(max=len(inputs))
-        return _Call(
-            inputs, lengths, None if state is None else self._rows_of(state, batch), self._rows_of(after, batch)
+    def _has_room(self, batch: _Batch, call: Call) -> bool:
+        """Whether a call adds to what is wanted: a sequence that begins, or steps of some that are not long enough."""
+        if not batch.calls:
+            return True
+        if call.before is None:
+            return batch.begun < self.num_sequences
+        if batch.begun:
+            return batch.steps < self.num_steps and not batch.is_in_tail
+        return batch.work < self.num_sequences * self.num_steps
+
+    def _bounded(self, call: Call, turn: int) -> Kept:
+        rows = slice(self.num_sequences)
+        inputs = call.inputs[: self.num_steps, rows].detach().clone()
+        before, after = (
+            None if state is None else tuple(part[rows].detach().clone() for part in state)
+            for state in (call.before, call.after)
         )
+        assert after is not None
+        return Kept(inputs, call.lengths[rows].clamp(max=len(inputs)), before, after, call.lengths[rows].tolist(), turn)
 
-    def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        """The inputs and the state a call was given, however they were passed."""
+    def _note_weights(self, kept: Kept, output: Any) -> None:
+        """Keep what tells later with which weights the layer ran, and whether as torch's would."""
+        if self._is_foreign and not self._is_alike:
+            outputs, _ = self._time_first(output[0])
+            outputs = outputs[: self.num_steps, : self.num_sequences].detach().clone()
+            weights = [weight.detach().clone() for weight in self.layer._flat_weights]  # type: ignore[union-attr]
+            self._sample = Sample(kept, outputs, weights, self.layer.training)
+        if isinstance(self.layer, nn.RNNBase | nn.RNNCellBase):
+            written = weights_written_by_others(self.layer)
+            self._written = {name: weight.detach().clone() for name, weight in written.items()}
+            self.written_in_training = bool(written) and self.layer.training
+
+    # ---------------------------------------------------------------- reading calls
+
+    def _layer_call(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Call:
+        """A call of one of torch's layers, or of a subclass; the parts of its state are ``(B, layers, size)`` here."""
+        given, state, lengths = self._arguments(args, kwargs)
+        inputs, counts = self._time_first(given)
+        if lengths is not None and not isinstance(given, PackedSequence):
+            counts = torch.as_tensor(lengths).detach().cpu().long().clamp(max=len(inputs))
+        self._is_single = isinstance(output[1], Tensor)
+        return Call(inputs, counts, None if state is None else self._rows_first(state), self._rows_first(output[1]))
+
+    def _cell_call(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Call:
+        inputs, state, _ = self._arguments(args, kwargs)
+        inputs = inputs.view(1, -1) if inputs.dim() == 1 else inputs
+        self._is_single = isinstance(output, Tensor)
+        before, after = (
+            None if s is None else tuple(part.reshape(len(inputs), part.shape[-1]) for part in as_parts(s))
+            for s in (state, output)
+        )
+        assert after is not None
+        return Call.of_step(inputs, before, after)
+
+    def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
+        """The inputs, the state and the lengths that a call was given, however they were passed."""
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
         values = list(bound.arguments.values())
@@ -205,7 +394,8 @@ class Probe:
             raise ValueError(
                 f"{class_name(self.layer)}.forward must take (x, state), x a tensor; it takes {list(bound.arguments)}"
             )
-        return values[0], values[1]
+        lengths = [value for name, value in bound.arguments.items() if "length" in name and value is not None]
+        return values[0], values[1], lengths[0] if lengths else None
 
     def _time_first(self, inputs: Tensor | PackedSequence) -> tuple[Tensor, Tensor]:
         if isinstance(inputs, PackedSequence):
@@ -216,20 +406,14 @@ class Probe:
             inputs = inputs.transpose(0, 1)
         return inputs, torch.full((inputs.shape[1],), len(inputs))
 
-    def _rows_of(self, state: State, batch: int) -> Parts:
-        """The first rows of a state, copied; a module's state has its layers before its rows."""
+    def _rows_first(self, state: State) -> Parts:
         parts = as_parts(state)
         if not all(isinstance(part, Tensor) for part in parts):
             kinds = [type(part).__name__ for part in parts]
             raise ValueError(f"the state of {class_name(self.layer)} must be a tensor or a tuple of them; got {kinds}")
-        if isinstance(self.layer, nn.RNNBase):
-            parts = [part if part.dim() == 3 else part.unsqueeze(1) for part in parts]
-        elif isinstance(self.layer, nn.RNNCellBase):
-            parts = [part.reshape(batch, part.shape[-1]) for part in parts]
-        return tuple(part.detach()[self._rows_upto(self.num_sequences)].clone() for part in parts)
-
-    def _rows_upto(self, rows: int) -> tuple[slice, ...]:
-        return (slice(None), slice(rows)) if isinstance(self.layer, nn.RNNBase) else (slice(rows),)
+        parts = [(part if part.dim() == 3 else part.unsqueeze(1)).transpose(0, 1) for part in parts]
+        is_flat = self._given is not None and all(part.shape[1] == 1 for part in parts)
+        return tuple(part.squeeze(1) if is_flat else part for part in parts)  # as a step of one layer takes it
 
     # ---------------------------------------------------------------- giving
 
@@ -245,79 +429,169 @@ class Probe:
         Raises:
             ValueError: If nothing usable reached the layer.
         """
+        threads, _ = self._threads()
+        threads = chosen(threads, min(self.num_sequences, most or self.num_sequences), SHORT)
+        rows = [thread.inputs for thread in threads]
+        inputs = Sequences(nn.utils.rnn.pad_sequence(rows), [len(row) for row in rows])
+        return inputs, self._initial_state(threads), self._dimension(threads[0], inputs)
+
+    @property
+    def extent(self) -> Extent:
+        """How much was seen in the batches that were recorded.
+
+        Raises:
+            ValueError: If nothing usable reached the layer.
+        """
+        return self._threads()[1]
+
+    def system(self, layer: nn.Module) -> Any:
+        """What the engine is to measure.
+
+        Args:
+            layer: The one that is watched, or a copy of it whose parameters are whole.
+
+        Raises:
+            ValueError: If it is a subclass of torch's layer that does something else; the message says what to do.
+        """
+        if self._written:
+            layer = shallow(layer)
+            for name, weight in self._written.items():
+                layer._parameters.pop(name, None)
+                setattr(layer, name, weight)
+        if self._adapter is not None:
+            make = getattr(self._adapter, "system", None)  # of a scan, which is known by its gates
+            return adapted(layer, self._adapter) if make is None else make(layer)
+        if self._is_foreign:
+            assert isinstance(layer, nn.RNNBase)
+            if not self._is_alike and self._sample is not None:
+                check_likeness(layer, self._sample)
+                self._is_alike, self._sample = True, None
+            return plain_layer(layer)
+        return layer
+
+    def _threads(self) -> tuple[list[Thread], Extent]:
+        """The sequences, each row once, and how much was seen."""
         if self._trouble is not None:
             raise ValueError(f"inputs of the layer could not be recorded: {self._trouble}") from self._trouble
-        kept: list[_Call] = []
-        for call in (joined for batch in self._batches for joined in self._join(batch)):
-            if (room := min(self.num_sequences, most or self.num_sequences) - sum(c.rows for c in kept)) > 0:
-                kept.append(self._first_rows(call, room))
-        if not kept:
-            raise ValueError("inputs: none reached the layer in the forward pass (a compiled cell cannot be watched).")
-        steps = max(call.steps for call in kept)
-        inputs = torch.cat([_padded(call.inputs, steps) for call in kept], 1)
-        lengths = [int(length) for call in kept for length in call.lengths]
-        dimension = sum(part.numel() for part in kept[0].after) // kept[0].rows
-        return Sequences(inputs, lengths), self._initial_state(kept), dimension
+        if self._joined is None:
+            if any(batch.raw for batch in self._batches):
+                self._recognise()
+            batches = [self._calls_of(batch) for batch in self._batches if not batch.is_empty]
+            joined = [join(calls, self.num_steps) for calls in batches]
+            for calls, threads in zip(batches, joined, strict=True):
+                self._check_is_joined(calls, threads)
+            threads = without_doubles([thread for threads in joined for thread in threads if self._is_begun(thread)])
+            if not threads:
+                raise ValueError(
+                    "inputs: none reached the layer in the forward pass (a compiled cell cannot be watched)."
+                )
+            more = sum(max(batch.rows - self.num_sequences, 0) for batch in self._batches)
+            totals = [thread.total for thread in threads]
+            firsts = [calls[0] for calls in batches if calls]
+            anew = any(t.before is not None and t.pieces[0][0] not in firsts for t in threads)
+            pieces = sum(totals) / len(totals) if anew else None
+            self._joined = threads, Extent(len(threads) + more, max(totals), pieces)
+        return self._joined
 
-    def _join(self, calls: list[_Call]) -> list[_Call]:
-        """Calls that continue each other, as sequences."""
-        joined: list[_Call] = []
-        for call in calls:
-            # Not always the last one: two sequences may take turns, as where two levels share one cell.
-            index = next((i for i in reversed(range(len(joined))) if joined[i].is_continued_by(call)), None)
-            if index is None:
-                joined.append(call)
-            else:
-                joined[index] = self._continued(joined[index], call)
-        torn = len(joined) > 1 and all(call.before is not None for call in joined[1:])
-        if torn and all(call.steps == 1 for call in joined):
+    def _dimension(self, thread: Thread, inputs: Sequences) -> int:
+        call, row = thread.pieces[0]
+        if not call.after:
+            return int(self.system(self.layer).dimension(inputs))
+        return sum(part[row].numel() for part in call.after)
+
+    def _calls_of(self, batch: _Batch) -> list[Kept]:
+        """The calls of a batch, all the steps that followed counted in."""
+        for tail in batch.tails:
+            more = tail.steps.tolist()
+            tail.last.totals[:] = [total + n for total, n in zip(tail.last.totals, more, strict=True)]
+        batch.tails.clear()
+        return batch.calls
+
+    def _recognise(self) -> None:
+        """Read the calls of a cell whose convention was not known."""
+        turns = [(batch, turn) for batch in self._batches for turn in range(batch.turn + 1)]
+        raws = [[raw for of, raw in batch.raw if of == turn] for batch, turn in turns]
+        self._adapter, read = read_calls(self.layer, raws, self._given)
+        is_single = isinstance(self._adapter, Recognised) and self._adapter.is_single
+        for (batch, turn), calls in zip(turns, read, strict=True):
+            kept = [Kept(c.inputs, c.lengths, c.before, c.after, c.lengths.tolist(), turn) for c in calls]
+            if kept and turn == batch.turn and batch.raw_tail:
+                kept[-1].totals[:] = [total + batch.raw_tail for total in kept[-1].totals]
+            batch.calls += kept
+            batch.raw = [(of, raw) for of, raw in batch.raw if of != turn]
+            self._is_single = is_single or (kept != [] and len(kept[0].after) == 1 and self._given is not None)
+
+    def _is_begun(self, thread: Thread) -> bool:
+        """Whether the state is known that it begins in; a cell that keeps it to itself may not show the first one."""
+        if self._adapter is None or thread.before is None:
+            return True
+        return not any(bool(part.isnan().any()) for part in thread.before)
+
+    def _check_is_joined(self, calls: list[Kept], threads: list[Thread]) -> None:
+        """Complain of a loop in which no row ever goes on from the state that it came to."""
+        steps = [total for call in calls for total in call.totals]
+        torn = len(calls) > 1 and all(call.before is not None for call in calls[1:])
+        if torn and max(steps) == 1 and max(thread.total for thread in threads) == 1:
             raise ValueError(
                 f"state: {class_name(self.layer)} is called step by step, but the state it is given is never the one "
                 "it returned: it is changed in between. Put the change into the cell, so that a call is a whole step."
             )
-        return joined
 
-    def _continued(self, first: _Call, then: _Call) -> _Call:
-        """One call out of two; each row goes on where it ended, which need not be where the longest did."""
-        lengths = (first.lengths + then.lengths).clamp(max=self.num_steps)
-        if bool((first.lengths == first.steps).all()):
-            inputs = torch.cat([first.inputs, then.inputs])
-        else:
-            pairs = zip(first.lengths.tolist(), then.lengths.tolist(), strict=True)
-            rows = [torch.cat([first.inputs[:n, b], then.inputs[:m, b]]) for b, (n, m) in enumerate(pairs)]
-            inputs = pad_sequence(rows)
-        return _Call(inputs[: self.num_steps], lengths, first.before, then.after)
-
-    def _first_rows(self, call: _Call, rows: int) -> _Call:
-        upto = self._rows_upto(rows)
-        before = None if call.before is None else tuple(part[upto] for part in call.before)
-        return _Call(call.inputs[:, :rows], call.lengths[:rows], before, tuple(part[upto] for part in call.after))
-
-    def _initial_state(self, calls: list[_Call]) -> State | None:
-        if isinstance(self.layer, nn.RNNBase | nn.RNNCellBase) and all(call.before is None for call in calls):
+    def _initial_state(self, threads: list[Thread]) -> State | None:
+        """As the system takes it; None for zeros."""
+        befores = [thread.before for thread in threads]
+        has_state = bool(threads[0].pieces[0][0].after)
+        knows_zeros = self._given is None and (self._is_layer or self._is_cell)
+        if all(before is None for before in befores) and (knows_zeros or not has_state):
             return None
-        states = [call.before or tuple(map(torch.zeros_like, call.after)) for call in calls]
-        axis = 1 if isinstance(self.layer, nn.RNNBase) else 0
-        parts = tuple(torch.cat(part, axis) for part in zip(*states, strict=True))
-        return parts[0] if self._is_single else parts
+        zeros = [
+            tuple(torch.zeros_like(part[row]) for part in call.after) for call, row in (t.pieces[0] for t in threads)
+        ]
+        states = [before if before is not None else zero for before, zero in zip(befores, zeros, strict=True)]
+        axis = 1 if self._is_layer and self._given is None else 0
+        parts = tuple(torch.stack(part, axis) for part in zip(*states, strict=True))
+        # An adapter's step takes one tensor, or a tuple of as many as there are.
+        is_single = len(parts) == 1 if self._read is not None and self._given is not None else self._is_single
+        return parts[0] if is_single else parts
 
 
-def _padded(inputs: Tensor, steps: int) -> Tensor:
-    """``inputs`` ``(T, B, ...)`` with zeros appended up to ``steps``."""
-    return torch.cat([inputs, inputs.new_zeros((steps - len(inputs), *inputs.shape[1:]))])
+def _rows_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Rows of the first tensor among the arguments."""
+    return next((len(given) for given in (*args, *kwargs.values()) if isinstance(given, Tensor) and given.dim()), 0)
 
 
-def driven_by(network: nn.Module, layers: Mapping[str, nn.Module], *inputs: Any) -> dict[str, Driven]:
-    """What reaches the layers of a network in one forward pass on the inputs, whole; without those it passes by."""
+_CELL_FORWARDS = (nn.RNNCell.forward, nn.GRUCell.forward, nn.LSTMCell.forward)
+
+
+def probe_of(found: Found, num_sequences: int, num_steps: int) -> Probe:
+    """A probe for a layer that was found."""
+    return Probe(found.module, num_sequences, num_steps, found.adapter, is_compiled=found.is_compiled)
+
+
+def driven_by(network: nn.Module, layers: Mapping[str, Found], *args: Any, **kwargs: Any) -> dict[str, Driven]:
+    """What reaches the layers of a network in one forward pass, whole; without those that it passes by.
+
+    Args:
+        network: In eval mode.
+        layers: Inside it.
+        *args: What its forward takes.
+        **kwargs: The same by name.
+    """
     everything = 2**31
-    probes = {name: Probe(layer, everything, everything) for name, layer in layers.items()}
+    probes = {name: probe_of(layer, everything, everything) for name, layer in layers.items()}
     try:
-        for probe in probes.values():
-            probe.begin_batch(keep_latest=False)
-        with torch.no_grad():
-            network(*inputs)
+        for _ in range(2):  # once more, if a cell was called past its hooks
+            for probe in probes.values():
+                probe.begin_batch(keep_latest=False)
+            with torch.no_grad():
+                network(*args, **kwargs)
+            for probe in probes.values():
+                probe.end_batch()
+            if all(probe.has_recorded or not probe.calls_forward for probe in probes.values()):
+                break
         reached = {name: probe for name, probe in probes.items() if probe.has_recorded}
-        return {name: Driven(probe.layer, *probe.sequences()) for name, probe in reached.items()}
+        recorded = {name: probe.sequences() for name, probe in reached.items()}
+        return {name: Driven(probe.system(probe.layer), *recorded[name]) for name, probe in reached.items()}
     finally:
         for probe in probes.values():
             probe.remove()

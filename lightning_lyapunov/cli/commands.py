@@ -13,8 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_lyapunov.capture.finding import find_layers
+from lightning_lyapunov.capture.finding import Found, find
 from lightning_lyapunov.capture.probe import driven_by
+from lightning_lyapunov.cli.autonomous import measure_alone
 from lightning_lyapunov.cli.reading import array_of, existing, history_of, loaded, network_of, scorer_of, spectrum_of
 from lightning_lyapunov.cli.writing import facts_of, one_line, plain, table_of, tell, write, write_figure
 from lightning_lyapunov.engine.measure import Driven, measure_layers, union_of_layers
@@ -38,8 +39,11 @@ def spectrum(
     *,
     model: str | None = None,
     init: dict[str, Any] | None = None,
+    weights: str | None = None,
     module: str | list[str] | None = None,
     feed: Literal["model", "layer"] = "model",
+    steps: int | None = None,
+    state: Path | None = None,
     k: int | None = None,
     transient: int | None = None,
     interval: int | None = None,
@@ -52,13 +56,18 @@ def spectrum(
     """Measure the Lyapunov spectrum of a trained network.
 
     Args:
-        file: A Lightning checkpoint or a file of weights, with --model; or a module that torch.save wrote, with
-            --trust-pickle.
-        inputs: What drives the network, .npy or .pt: what its forward takes, as (T, B, I) or batch first.
+        file: A Lightning checkpoint or whatever holds a state_dict, with --model; or a module that torch.save wrote,
+            with --trust-pickle.
+        inputs: What drives the network, .npy or .pt: what its forward takes, as (T, B, I) or batch first. None, and
+            left out, for a map that runs by itself, with --steps.
         model: Import path of its class, as pkg.mod:Class; also of a plain module, as torch.nn:LSTM.
         init: Arguments of that class which the checkpoint does not know, as '{"hidden": 64}' or --init.hidden 64.
+        weights: Which weights, where the file holds several, as model or ema.
         module: Name of the recurrent layer, or a list of them; all that torch knows if left out.
         feed: Whether the inputs go through the model, and so reach the layer as in training, or to the layer itself.
+        steps: Steps to run without inputs: h[t+1] = f(h[t]), a layer of torch's at zero inputs, or a module whose
+            forward is (state) -> state or (x, state) -> state.
+        state: Where the map begins, .npy or .pt, (B, D) or as the layer takes it; 8 random states if left out.
         k: Number of leading exponents; the whole spectrum if left out.
         transient: Steps that settle and do not count for the exponents; half of them, at most 64, if left out.
         interval: Steps between reorthonormalisations; chosen by the precision law if left out.
@@ -71,12 +80,22 @@ def spectrum(
     if format == "figure" and output is None and sys.stdout.isatty():
         raise ValueError("output: a figure is no text for a terminal; give --output FILE.png.")
     with contextlib.redirect_stdout(sys.stderr):  # whatever the user's own code has to say
-        network, updates = network_of(file, model, init or {}, trust_pickle)
-        layers, unsupported = find_layers(network.eval(), module)
-        for line in unsupported:
-            tell(f"found but not measured: {line}")
+        network, updates = network_of(file, model, init or {}, trust_pickle, weights)
         settings = Settings(k, transient, interval, None if dtype is None else getattr(torch, dtype), growth=growth)
-        result = union_of_layers(measure_layers(_driven(network, layers, array_of(inputs), feed), settings), k)
+        if steps is None:
+            if str(inputs) == "none" or state is not None:
+                raise ValueError("steps: a map without inputs takes --steps N, the steps to run.")
+            found, unsupported = find(network.eval(), module)
+            layers = {name: layer.module for name, layer in found.items()}
+            for line in unsupported:
+                tell(f"found but not measured: {line}")
+            tallies = measure_layers(_driven(network, found, array_of(inputs), feed), settings)
+        elif str(inputs) != "none":
+            raise ValueError(f"steps run without inputs, and inputs without steps; got {steps} and {inputs}.")
+        else:
+            start = None if state is None else array_of(state)
+            layers, tallies = measure_alone(network.eval(), module, steps, start, settings)
+        result = union_of_layers(tallies, k)
     if math.isnan(result.exponents[0]):
         raise ArithmeticError("the largest exponent is NaN: the states of the network overflow along its inputs.")
     if format == "figure":
@@ -88,18 +107,19 @@ def spectrum(
 
 
 def _driven(
-    network: nn.Module, layers: dict[str, nn.Module], inputs: Tensor, feed: Literal["model", "layer"]
+    network: nn.Module, found: dict[str, Found], inputs: Tensor, feed: Literal["model", "layer"]
 ) -> dict[str, Driven]:
     """The layers with what drives them: inputs that go through the network, or straight to the one layer."""
     weights = next(network.parameters(), torch.empty(0))
     inputs = inputs.to(weights.dtype) if inputs.is_floating_point() else inputs
+    layers = {name: layer.module for name, layer in found.items()}
     name, only = next(iter(layers.items()))
     if only is network or feed == "layer":
         if len(layers) > 1:
             raise ValueError(f"module must name the one layer that the inputs go to; there are {', '.join(layers)}.")
         return {name or type(only).__name__: Driven(only, inputs, None)}
     try:
-        driven = driven_by(network, layers, inputs)
+        driven = driven_by(network, found, inputs)
     except Exception as error:
         raise ValueError(
             f"inputs {tuple(inputs.shape)} could not go through {type(network).__name__}: {one_line(error)} "
@@ -149,7 +169,8 @@ def score(
         write(json.dumps(plain(values), allow_nan=False), output)
     else:
         width = max(map(len, SCORES.values()))
-        write("\n".join(f"{text:<{width}}   {getattr(said, name):.3f}" for name, text in SCORES.items()), output)
+        lines = [f"{text:<{width}}   {getattr(said, name):.3f}" for name, text in SCORES.items()]
+        write("\n".join([*lines, *(f"  unlike those known in {part}" for part in said.unfamiliar)]), output)
 
 
 def report(

@@ -113,7 +113,16 @@ def _as_parsed(words: list[str]) -> list[str]:
             bare = name in FLAGS and not equals and following not in ("true", "false")
             word = name + ("=true" if bare else equals + value)
         spelt.append(word)
+    if spelt[:1] == ["spectrum"] and _has_no_inputs(spelt[1:]):
+        spelt.append("none")
     return spelt
+
+
+def _has_no_inputs(words: list[str]) -> bool:
+    """Whether a map is to run by itself: there are steps, and one file alone."""
+    follows = [False, *(word.startswith("--") and "=" not in word for word in words)]
+    files = [word for word, is_value in zip(words, follows, strict=False) if not is_value and word[:2] != "--"]
+    return len(files) == 1 and any(word.partition("=")[0] == "--steps" for word in words)
 
 
 def _advice(error: Exception) -> str:

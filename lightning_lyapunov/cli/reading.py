@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import json
 import math
 import pickle
 import sys
+import warnings
+import zipfile
 from ast import literal_eval
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from lightning_lyapunov.aelle import AeLLEScorer
+from lightning_lyapunov.cli.weights import load_weights
 from lightning_lyapunov.cli.writing import one_line
 from lightning_lyapunov.engine.spectrum import LyapunovSpectrum
 from lightning_lyapunov.reading.history import History
@@ -25,6 +29,8 @@ FACTS: dict[str, Callable[[Any], Any]] = {
     "dimension": int, "steps": int, "sequences": int, "transient": int, "interval": float, "driven": bool,
 }  # fmt: skip
 """What a file tells of how a spectrum was measured."""
+LIGHTNING, CALLBACK = "pytorch-lightning_version", "LyapunovSpectrumCallback"
+"""A key of every checkpoint of a Trainer; whose state holds a history."""
 
 
 def existing(file: Path) -> Path:
@@ -36,6 +42,11 @@ def existing(file: Path) -> Path:
 
 def loaded(file: Path, trust_pickle: bool) -> Any:
     """What ``torch.save`` wrote; without trust tensors and plain values only."""
+    if existing(file).suffix == ".npz":
+        raise ValueError(
+            f"{file} is an archive of NumPy; torch.save({{name: torch.from_numpy(array) for name, array in "
+            f"numpy.load({str(file)!r}).items()}}, 'weights.pt') writes the same as a file that is read here."
+        )
     with existing(file).open("rb") as stream:
         try:
             return torch.load(stream, map_location="cpu", weights_only=not trust_pickle)
@@ -53,9 +64,21 @@ def loaded(file: Path, trust_pickle: bool) -> Any:
 
 
 def network_of(
-    file: Path, model: str | None, init: Mapping[str, Any], trust_pickle: bool
+    file: Path, model: str | None, init: Mapping[str, Any], trust_pickle: bool, weights: str | None = None
 ) -> tuple[nn.Module, int | None]:
-    """The network of a checkpoint, of a file of weights, or a whole module; and its updates where the file knows."""
+    """The network of a checkpoint, of a file of weights, or a whole module; and its updates where the file knows.
+
+    Args:
+        file: What ``torch.save`` or a Trainer wrote.
+        model: Import path of the class; of a whole module None.
+        init: Arguments of the class that the file does not know.
+        trust_pickle: Whether the file may run code.
+        weights: Where in the file the weights are, if that is not clear.
+
+    Raises:
+        ValueError: If no network can be made of it; the message says what would do.
+        FileNotFoundError: If there is no such file.
+    """
     if model is None:
         if not trust_pickle:
             raise ValueError(
@@ -67,21 +90,37 @@ def network_of(
             raise ValueError(f"model: {file} holds no module but {type(network).__name__}; give --model pkg.mod:Class.")
         return network, None
     made_by, content = _imported(model), loaded(file, trust_pickle)
+    facts = content if isinstance(content, Mapping) else {}
+    updates = facts.get("global_step")
     try:
-        if hasattr(made_by, "load_from_checkpoint") and "state_dict" in content:
-            # Older releases do not know the option: they read pickles, but this file has just shown that it is none.
-            knows = "weights_only" in inspect.signature(made_by.load_from_checkpoint).parameters
-            options = {"weights_only": not trust_pickle} if knows else {}
-            network = made_by.load_from_checkpoint(file, map_location="cpu", **options, **init)
+        if hasattr(made_by, "load_from_checkpoint") and LIGHTNING in facts:
+            network = _lightning_module(made_by, facts, file, init, trust_pickle, weights)
         else:
             network = made_by(**init)
-            network.load_state_dict(content.get("state_dict", content))
-        return network, content.get("global_step")
+            load_weights(network, content, file, weights)
     except (TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise ValueError(
             f"{model} could not be made from {file}: {one_line(error)} Arguments that the file does not know are "
             """given as --init '{"name": value}'."""
         ) from error
+    return network, updates if isinstance(updates, int) else None
+
+
+def _lightning_module(
+    made_by: Any, content: Mapping[str, Any], file: Path, init: Mapping[str, Any], trust_pickle: bool, where: str | None
+) -> nn.Module:
+    """A LightningModule, made as Lightning makes it; names that wrappers changed are seen through."""
+    # Older releases do not know the option: they read pickles, but this file has just shown that it is none.
+    knows = "weights_only" in inspect.signature(made_by.load_from_checkpoint).parameters
+    options = {"map_location": "cpu", **({"weights_only": not trust_pickle} if knows else {}), **init}
+    if where is None:
+        with contextlib.suppress(RuntimeError):  # names that are not those of the class
+            return cast(nn.Module, made_by.load_from_checkpoint(file, **options))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that names are missing, which come next
+        network = cast(nn.Module, made_by.load_from_checkpoint(file, strict=False, **options))
+    load_weights(network, {"state_dict": content["state_dict"]} if where is None else content, file, where)
+    return network
 
 
 def _imported(model: str) -> Any:
@@ -98,7 +137,12 @@ def _imported(model: str) -> Any:
 
 def array_of(file: Path) -> Tensor:
     """One array of at least two axes, from .npy or .pt."""
-    if existing(file).suffix == ".npy":
+    if existing(file).suffix == ".npz":
+        raise ValueError(
+            f"inputs must be one array; {file} is an archive of arrays{_names_in(file)}: numpy.save('inputs.npy', "
+            f"numpy.load({str(file)!r})['NAME']) writes the one called NAME."
+        )
+    if file.suffix == ".npy":
         values: Any = _numpy_array(file)
     else:
         values = loaded(file, trust_pickle=False)
@@ -123,20 +167,29 @@ def _numpy_array(file: Path) -> Tensor:
         ) from error
 
 
+def _names_in(file: Path) -> str:
+    """The names of an archive's arrays, without reading one; nothing where it is none."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = [one_line(name.removesuffix(".npy"))[:40] for name in archive.namelist()[:8]]
+    except Exception:  # whatever a damaged file makes the parser raise
+        return ""
+    return f" ({', '.join(names)})" if names else ""
+
+
 def history_of(content: Any, file: Path, prefix: str | None) -> History:
     """The history of the callback with a prefix, or of the only one."""
-    name = "LyapunovSpectrumCallback"
+    states = content.get("callbacks") if isinstance(content, dict) else None
     try:
-        states = content.get("callbacks", {}) if isinstance(content, dict) else {}
         found = {
-            str(literal_eval(key.removeprefix(name))["prefix"]): state["history"]
-            for key, state in states.items()
-            if key.startswith(f"{name}{{")
+            str(literal_eval(key.removeprefix(CALLBACK))["prefix"]): state["history"]
+            for key, state in (states or {}).items()
+            if key.startswith(f"{CALLBACK}{{")
         }
     except Exception as error:  # whatever a foreign file makes the parser of keys raise
-        raise ValueError(f"checkpoint: {file} holds a state of no {name}: {one_line(error)}") from error
+        raise ValueError(f"checkpoint: {file} holds a state of no {CALLBACK}: {one_line(error)}") from error
     if not found:
-        raise ValueError(f"checkpoint: {file} has no state of a {name}; was the Trainer given one?")
+        raise ValueError(f"checkpoint: {file} {_without_history(content, states)}")
     if prefix is None and len(found) == 1:
         (prefix,) = found
     if prefix is None or prefix not in found:
@@ -147,6 +200,20 @@ def history_of(content: Any, file: Path, prefix: str | None) -> History:
     if not len(history):
         raise ValueError(f"checkpoint: {file} was written before the first measurement.")
     return history
+
+
+def _without_history(content: Any, states: Any) -> str:
+    """Why a file holds no history, and what has one."""
+    page = f"{CALLBACK}(report='reports') writes the page itself when the fit ends"
+    if not isinstance(content, dict) or LIGHTNING not in content:
+        return f"is no checkpoint of a Trainer, which keeps the history of its {CALLBACK}; {page}."
+    if states is None:
+        return (
+            "holds weights alone, as save_weights_only=True and some libraries save them: the history of a "
+            f"{CALLBACK} is not among them; {page}, and ModelCheckpoint(save_weights_only=False) keeps the history."
+        )
+    those = ", ".join(one_line(str(key).partition("{")[0]) for key in list(states)[:8]) or "none"
+    return f"was written without a {CALLBACK}; its callbacks with a state: {those}."
 
 
 def spectrum_of(file: Path) -> tuple[LyapunovSpectrum | Tensor, Mapping[str, Any]]:

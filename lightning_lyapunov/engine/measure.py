@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_lyapunov.engine.diagonal import DiagonalSystem, measure_diagonal
 from lightning_lyapunov.engine.exponents import Counting, Meter
-from lightning_lyapunov.engine.frames import Frames, random_frames, random_vectors, seed_of
+from lightning_lyapunov.engine.frames import Frames, random_frames, random_vectors
 from lightning_lyapunov.engine.growth import (
     PROBES,
     Recording,
@@ -46,7 +47,7 @@ class SystemTally:
     @staticmethod
     def merge(several: Sequence[SystemTally]) -> SystemTally:
         """That of all sequences of several tallies of one system."""
-        parts = {name: Tally.merge([one.parts[name] for one in several]) for name in several[0].parts}
+        parts = {name: part.merge([one.parts[name] for one in several]) for name, part in several[0].parts.items()}
         grown = [one.growth for one in several if one.growth is not None]
         return SystemTally(parts, SequenceGrowth.merge(grown) if len(grown) == len(several) else None)
 
@@ -65,85 +66,6 @@ class SystemTally:
         return {name: part.spectrum(min(k or part.dimension, part.dimension)) for name, part in self.parts.items()}
 
 
-def lyapunov_spectrum(
-    system: Any,
-    inputs: Inputs | None,
-    *,
-    state: State | None = None,
-    steps: int | None = None,
-    k: int | None = None,
-    transient: int | None = None,
-    interval: int | None = None,
-    dtype: torch.dtype | None = None,
-    tolerance: float | None = None,
-    generator: torch.Generator | None = None,
-    frames: Frames | None = None,
-    growth: int | None = None,
-    second_start: bool = False,
-) -> LyapunovSpectrum:
-    r"""Estimate the Lyapunov spectrum of a driven map by QR (Benettin's method), and its growth over the sequences.
-
-    .. math:: \lambda_i = \frac{1}{N} \sum_{n=1}^{N} \ln |R^{(n)}_{ii}|, \qquad J_n Q_{n-1} = Q_n R^{(n)}
-
-    Layers of a stack, and directions of a bidirectional layer, are cocycles of their own: each is measured alone
-    (:attr:`LyapunovSpectrum.layers`), and the network's spectrum is their sorted union. Dropout is off, as in eval
-    mode; the system, its mode and the random state are left as they were.
-
-    Args:
-        system: The map :math:`h_{t+1} = f(h_t, x_t)`: ``nn.RNN``, ``nn.GRU``, ``nn.LSTM``, one of torch's cells, or a
-            callable ``cell(x, state) -> state`` whose state is a tensor ``(B, ...)`` or a tuple of them. The state is
-            the whole state: (h, c) for an LSTM.
-        inputs: For a module what its forward takes (batch first, unbatched and packed included); for a cell or a
-            callable ``(T, B, ...)``; None for an autonomous map, with ``steps`` and, for a callable, ``state`` given.
-        state: Initial state, as the system takes it; zeros if None.
-        steps: Steps to run, the transient included; all the inputs have if None.
-        k: Number of leading exponents, ``1 <= k <= D``; all of them if None. Cost grows with k.
-        transient: Steps at the start during which state and frame settle and rates do not count; half of each
-            sequence, at most 64, if None.
-        interval: Steps between reorthonormalisations; chosen by the precision law
-            (:mod:`lightning_lyapunov.engine.precision`) if None.
-        dtype: ``torch.float32`` or ``torch.float64``; if None the trajectory is float64, and so are the tangent
-            vectors unless they spread so little that float32 loses nothing. With float32 the states are float32 too;
-            what their rounding does to saturated gates, or in chaos, is not judged by ``trusted``.
-        tolerance: Stop early, at the first look after 32 measured steps at which every exponent's standard error is
-            below it, in nats per step. Nothing of what ends early is called settled.
-        generator: Source of the seed of the initial frames; seed 0 if None.
-        frames: Those of earlier measurements of the same system, as it changes, on the same inputs: a warm start. They
-            are kept in it for the next time.
-        growth: How many leading singular values of the whole sequence's Jacobian to measure beside the exponents; 8,
-            or k if that is less, if None, up to 4,096 steps; 0 for none, and no gain.
-        second_start: Measure a second time, from states that other sequences ended in, and call settled only exponents
-            in which both agree. Finds drifts that end within about as many steps; costs as much again.
-
-    Returns:
-        The exponents ``(K,)``, each with its error bar, growth and gain over the sequences, and how they were measured.
-
-    Raises:
-        ValueError: If an argument does not fit the system, holds NaN or infinite values, or leaves no step to measure;
-            the message names the argument, what it was and what would do. What a cell of yours raises on the way is
-            raised as it is.
-
-    Source:
-        Benettin et al., Meccanica 15 (1980) 9-30; compared with other methods in Geist et al., Prog. Theor. Phys. 83
-        (1990) 875-893. For stacked and gated networks: Engelken, Wolf, Abbott, arXiv:2006.02427.
-
-    Example:
-        >>> import torch
-        >>> from lightning_lyapunov import lyapunov_spectrum
-        >>> def henon(_, state):
-        ...     x, y = state[:, :1], state[:, 1:]
-        ...     return torch.cat([1 - 1.4 * x**2 + y, 0.3 * x], 1)
-        >>> start = torch.zeros(1, 2, dtype=torch.float64)
-        >>> spectrum = lyapunov_spectrum(henon, None, state=start, steps=4000)
-        >>> [round(float(e), 1) for e in spectrum.exponents]
-        [0.4, -1.6]
-    """
-    settings = Settings(k, transient, interval, dtype, tolerance, growth, second_start)
-    tally = measure(system, inputs, settings, state=state, steps=steps, start=Start(seed_of(generator), 0, frames))
-    parts = tally.spectra(k)
-    return next(iter(parts.values())) if len(parts) == 1 else LyapunovSpectrum.union(parts, k, tally.growth)
-
-
 def measure(
     system: Any,
     inputs: Inputs | None,
@@ -153,7 +75,7 @@ def measure(
     steps: int | None = None,
     start: Start = FROM_SEED_0,
 ) -> SystemTally:
-    """Measure a system along its inputs; :func:`lyapunov_spectrum` up to the raw sums.
+    """Measure a system along its inputs; :func:`~lightning_lyapunov.lyapunov_spectrum` up to the raw sums.
 
     Args:
         system: As there.
@@ -167,13 +89,13 @@ def measure(
         ValueError: As there.
     """
     system = unwrap(system)
+    if isinstance(system, DiagonalSystem):
+        _check_counts(settings, system.dimension(inputs))
+        return SystemTally({"cell": measure_diagonal(system, inputs, settings, steps)})
     with measuring(system, device_of(system, inputs, state)):
         paths = trajectories(system, inputs, state, steps, settings.dtype)
         dimension = sum(path.size for path in paths.values())
-        for name, most in (("k", settings.k), ("growth", settings.growth)):
-            if most is not None and most > dimension:
-                least = 1 if name == "k" else 0
-                raise ValueError(f"{name} must lie in [{least}, {dimension}], the dimension of the state; got {most}.")
+        _check_counts(settings, dimension)
         if start.frames is not None:
             start.frames.begin(inputs, state)
         tallies = {name: _measure(path, settings, start, inputs is not None, name) for name, path in paths.items()}
@@ -183,6 +105,13 @@ def measure(
             if count:
                 whole = _growth_alone(Stack(list(paths.values())), count, start)
         return SystemTally(tallies, whole)
+
+
+def _check_counts(settings: Settings, dimension: int) -> None:
+    for name, most in (("k", settings.k), ("growth", settings.growth)):
+        if most is not None and most > dimension:
+            least = 1 if name == "k" else 0
+            raise ValueError(f"{name} must lie in [{least}, {dimension}], the dimension of the state; got {most}.")
 
 
 def _measure(path: Trajectory, settings: Settings, start: Start, driven: bool, name: str) -> Tally:
@@ -299,7 +228,7 @@ def _again(path: Trajectory, meter: Meter, lengths: list[int], transients: list[
 class Driven:
     """A layer and what drives it."""
 
-    layer: nn.Module
+    layer: nn.Module | DiagonalSystem
     inputs: Inputs | None
     state: State | None = None
     dimension: int | None = None

@@ -3,42 +3,29 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from importlib.resources import as_file, files
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from torch import Tensor
 
 from lightning_lyapunov.aelle import AeLLEScorer
-from lightning_lyapunov.aelle.features import CONTEXT, Rows, quantiles
-from lightning_lyapunov.bank.records import Bank
+from lightning_lyapunov.aelle.atlas import NETWORKS, Atlas, fingerprint
 from lightning_lyapunov.figures.style import FEW, GROWS, QUIET, NothingToShow, measured, new_figure, words
 from lightning_lyapunov.reading.conditions import FAMILIAR, score
 from lightning_lyapunov.reading.history import History
 
 
-@dataclass(frozen=True, eq=False)
-class LatentMap:
+class LatentMap(Atlas):
     """The codes of the bank's networks, seen along their two principal directions."""
 
-    points: Tensor
-    """(N, 2): networks before the first update, and after the last."""
-    skill: Tensor
-    """(N,) what each reached in the end, in [0, 1]."""
-    projection: Tensor
-    """(L, 2): the principal directions, orthonormal columns."""
-    centre: Tensor
-    """(L,) the mean code."""
-
     @classmethod
-    def of_bank(cls, scorer: AeLLEScorer, networks: int = 800) -> LatentMap:
-        """Encode networks of the bank that comes with the package by a scorer's first autoencoder.
+    def of_bank(cls, scorer: AeLLEScorer, networks: int = NETWORKS) -> LatentMap:
+        """Networks of the bank as a scorer's first autoencoder sees them: whose codes the path is made of.
 
-        The code depends on the spectrum alone. It takes about a second, and the same scorer gives the same map.
+        Those of the general scorer ship as a small file. For another one the bank is loaded, which takes about a
+        second; the same scorer gives the same map.
 
         Args:
             scorer: Whose codes the path on the map will be made of.
@@ -47,26 +34,13 @@ class LatentMap:
         Raises:
             ValueError: If ``networks`` is not positive, or the scorer's codes have fewer than two values.
         """
-        if networks < 1:
-            raise ValueError(f"networks must be at least 1; got {networks}.")
-        with as_file(files("lightning_lyapunov.bank").joinpath("bank.safetensors")) as path:
-            bank = Bank.load(path)
-        chosen = torch.linspace(0, len(bank) - 1, min(networks, len(bank))).round().long().tolist()
-        scale = float(scorer.card["scale"])
-        spectra = torch.stack([quantiles(bank.spectra[i][c], scale=scale) for c in (0, -1) for i in chosen])
-        with torch.no_grad():
-            code = scorer.heads.models[0](Rows(spectra, torch.full((len(spectra), len(CONTEXT)), math.nan))).latent
-        if code.shape[1] < 2:
-            raise ValueError(f"scorer must have codes of at least 2 values to make a map of; got {code.shape[1]}.")
-        centre = code.double().mean(0)
-        _, _, directions = torch.linalg.svd(code.double() - centre, full_matrices=False)
-        projection = directions[:2].T * directions[:2].sum(1).sign()  # which alone tells a map from its mirror image
-        skill = bank.skill(bank.final)[chosen].repeat(2)
-        return cls((code - centre) @ projection, skill, projection, centre)
+        made_by = fingerprint(scorer.heads.models[0], float(scorer.card["scale"]))
+        atlas = Atlas.shipped(made_by) if networks == NETWORKS else None
+        if atlas is None:
+            from lightning_lyapunov.bank.atlas import atlas_of_bank
 
-    def place(self, latent: Tensor) -> Tensor:
-        """(..., 2) of codes (..., L)."""
-        return (latent.double() - self.centre) @ self.projection
+            atlas = atlas_of_bank(scorer, networks)
+        return cls(**vars(atlas))
 
 
 def latent_map(history: History, map: LatentMap) -> Figure:

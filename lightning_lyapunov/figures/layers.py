@@ -17,6 +17,8 @@ from lightning_lyapunov.figures.style import (
     NothingToShow,
     alive,
     dots,
+    draw_otherwise,
+    driven_otherwise,
     exponent_axis,
     measured,
     new_figure,
@@ -25,7 +27,7 @@ from lightning_lyapunov.figures.style import (
     words,
 )
 from lightning_lyapunov.reading.conditions import DEAD
-from lightning_lyapunov.reading.history import History
+from lightning_lyapunov.reading.history import History, Measurement
 
 MANY = 8
 """Layers of which each is named; of more, the highest and the lowest few."""
@@ -37,7 +39,8 @@ def layers_over_training(history: History) -> Figure:
     """Draw the largest exponent of each layer, with its error, the 95 % bar, as a band.
 
     Red are layers in which perturbations now grow, blue those in which they fade, grey those whose error does not
-    tell. Of many, only the highest and the lowest few are named and coloured.
+    tell. Of many, only the highest and the lowest few are named and coloured. Hollow squares are measurements that
+    other data drove than the newest. Each exponent is per step of its own layer, which need not be that of another.
 
     Args:
         history: Measurements of a run: :attr:`LyapunovSpectrumCallback.history`.
@@ -52,25 +55,33 @@ def layers_over_training(history: History) -> Figure:
     updates = updates_of(measurements)
     unknown = [math.nan, math.nan]
     known = np.array([[m.layers.get(name, unknown)[:2] for m in measurements] for name in names], dtype=float)
-    return _drawn(names, updates, known[..., 0], known[..., 1])
+    return _drawn(names, updates, known[..., 0], known[..., 1], measurements)
 
 
-def _drawn(names: list[str], updates: np.ndarray, largest: np.ndarray, errors: np.ndarray) -> Figure:
+def _drawn(
+    names: list[str], updates: np.ndarray, largest: np.ndarray, errors: np.ndarray, measurements: list[Measurement]
+) -> Figure:
     figure = new_figure("Largest exponent of each layer", width=7.4)
     axes = figure.subplots()
     order = np.argsort(-np.nan_to_num(largest[:, -1], nan=-math.inf, posinf=math.inf, neginf=-math.inf), kind="stable")
     named = order if len(names) <= MANY else np.concatenate([order[: MANY // 2], order[-MANY // 2 :]])
     curves = alive(largest)
     exponent_axis(axes, curves)
+    axes.set_ylabel("nats per step of the layer")
+    other = driven_otherwise(measurements)
+    lines = np.where(other, math.nan, curves)
     for row in order:
         colour = _colour(largest[row, -1], errors[row, -1])
         if row not in named:
             few = np.unique(np.linspace(0, len(updates) - 1, FEW).round().astype(int))
-            axes.plot(updates[few], curves[row, few], color="0.75", linewidth=0.8, zorder=1)
+            axes.plot(updates[few], lines[row, few], color="0.75", linewidth=0.8, zorder=1)
             continue
-        axes.plot(updates, curves[row], color=colour, linewidth=1.8, **dots(len(updates)))
+        axes.plot(updates, lines[row], color=colour, linewidth=1.8, **dots(len(updates)))
         error = errors[row]
-        axes.fill_between(updates, curves[row] - error, curves[row] + error, color=colour, alpha=0.2, linewidth=0)
+        axes.fill_between(updates, lines[row] - error, lines[row] + error, color=colour, alpha=0.2, linewidth=0)
+        draw_otherwise(axes, updates, curves[row], colour, measurements, errors=error, label=bool(row == named[0]))
+    if other.any():
+        axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.1, frameon=False, fontsize="small")
     updates_axis(axes)
     _name(axes, [names[row] for row in named], largest[named, -1], errors[named, -1], updates[-1])
     return figure

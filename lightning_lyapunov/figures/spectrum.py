@@ -48,7 +48,10 @@ def spectrum_now(history: History) -> Figure:
     _draw_now(axes, now)
     for measurement, colour in zip(earlier, EARLIER, strict=False):
         curve = alive(measurement.exponents)
-        axes.plot(_places(curve), curve, color=colour, linewidth=1.3, zorder=1.5, label=f"update {measurement.step:,}")
+        label = f"update {measurement.step:,}"
+        if measurement.source != now.source:
+            label += f"\n({measurement.source or 'other'} data)"
+        axes.plot(_places(curve), curve, color=colour, linewidth=1.3, zorder=1.5, label=label)
     exponent_axis(axes, np.concatenate([_reach(m) for m in [now, *earlier]]))
     side: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
     words(axes, (1, 0), "perturbations grow", xytext=(-5, 4), va="bottom", color=GROWS, **side)

@@ -44,6 +44,42 @@ def measured(history: Iterable[Measurement]) -> list[Measurement]:
     return measurements
 
 
+def driven_otherwise(measurements: list[Measurement]) -> np.ndarray:
+    """Which of them other data drove than the newest, which they must not be compared with."""
+    return np.array([m.source != measurements[-1].source for m in measurements])
+
+
+def draw_otherwise(
+    axes: Any,
+    updates: np.ndarray,
+    values: np.ndarray,
+    colour: str,
+    measurements: list[Measurement],
+    *,
+    errors: np.ndarray | None = None,
+    label: bool = True,
+) -> None:
+    """Draw what other data drove as hollow squares, beside the line of what is comparable.
+
+    Args:
+        axes: Where to.
+        updates: Of all measurements (N,).
+        values: Of all measurements (N,).
+        colour: Of the line.
+        measurements: N of them.
+        errors: Of the values (N,), half-widths; without bars if None.
+        label: Whether the legend is to say it.
+    """
+    other = driven_otherwise(measurements)
+    hollow: dict[str, Any] = {"markerfacecolor": "white", "markersize": 5.5, "clip_on": False, "zorder": 4}
+    for source in dict.fromkeys(m.source for m, is_other in zip(measurements, other, strict=True) if is_other):
+        of_it = np.array([m.source == source for m in measurements])
+        words = f"driven by {source} data" if source else "driven by other data"
+        if errors is not None:
+            axes.errorbar(updates[of_it], values[of_it], errors[of_it], color=colour, linestyle="none", clip_on=False)
+        axes.plot(updates[of_it], values[of_it], "s", color=colour, label=words if label else None, **hollow)
+
+
 def updates_of(measurements: list[Measurement]) -> np.ndarray:
     """Updates made before each."""
     return np.array([float(m.step) for m in measurements])

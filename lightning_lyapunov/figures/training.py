@@ -16,6 +16,8 @@ from lightning_lyapunov.figures.style import (
     FEW,
     GROWS,
     dots,
+    draw_otherwise,
+    driven_otherwise,
     edges_of,
     measured,
     new_figure,
@@ -39,8 +41,9 @@ def spectrum_over_training(history: Iterable[Measurement]) -> Figure:
 
     On top the largest exponent with its error, the 95 % bar, as a band, hollow where it has not settled, and where it
     had settled above zero beyond its error: chaos. Below, the whole spectrum: one column for each measurement, the
-    largest exponent at the top, black line where exponents change sign; grey is unknown. The picture has a background
-    of its own and can be read on light and dark pages.
+    largest exponent at the top, black line where exponents change sign; grey is unknown. What other data drove than the
+    newest stands apart: a hollow square, and a hatched column. The picture has a background of its own and can be read
+    on light and dark pages.
 
     Args:
         history: Measurements of a run, oldest first: :attr:`LyapunovSpectrumCallback.history`.
@@ -59,24 +62,36 @@ def spectrum_over_training(history: Iterable[Measurement]) -> Figure:
     figure = new_figure("Lyapunov spectrum during training", height=5.0)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 3])
     exponents, errors = np.array([largest(m) for m in measurements]).T
-    _draw_largest(above, updates, exponents, errors, unsettled)
+    _draw_largest(above, updates, exponents, errors, unsettled, measurements)
     _mark_chaos(above, edges, [is_chaotic(m) for m in measurements])
     _draw_spectra(below, edges, _stacked([m.exponents.numpy() for m in measurements]))
+    for column in driven_otherwise(measurements).nonzero()[0]:
+        below.axvspan(*edges[column : column + 2], facecolor="none", edgecolor="0.35", hatch="///", linewidth=0)
     updates_axis(below)
     below.set_xlim(edges[0], edges[-1])
     return figure
 
 
 def _draw_largest(
-    axes: Any, updates: np.ndarray, exponents: np.ndarray, errors: np.ndarray, unsettled: np.ndarray
+    axes: Any,
+    updates: np.ndarray,
+    exponents: np.ndarray,
+    errors: np.ndarray,
+    unsettled: np.ndarray,
+    measurements: list[Measurement],
 ) -> None:
     curve = np.where(np.isfinite(exponents), exponents, math.nan)
+    other = driven_otherwise(measurements)
+    line = np.where(other, math.nan, curve)
     axes.axhline(0.0, color="0.3", linewidth=1)
-    axes.fill_between(updates, curve - errors, curve + errors, color="#4393c3", alpha=0.4, linewidth=0)
-    axes.errorbar(updates, curve, errors, color=FADES, linewidth=1.5, clip_on=False, **dots(len(updates)))
+    axes.fill_between(updates, line - errors, line + errors, color="#4393c3", alpha=0.4, linewidth=0)
+    axes.errorbar(updates, line, errors, color=FADES, linewidth=1.5, clip_on=False, **dots(len(updates)))
+    draw_otherwise(axes, updates, curve, FADES, measurements, errors=errors)
+    unsettled = unsettled & ~other
     if unsettled.any() and len(updates) <= FEW:
         hollow: dict[str, Any] = {"markerfacecolor": "white", "markersize": 5, "clip_on": False, "zorder": 4}
         axes.plot(updates[unsettled], curve[unsettled], "o", color=FADES, label="not settled", **hollow)
+    if axes.get_legend_handles_labels()[1]:
         axes.legend(loc="lower right", frameon=False, fontsize="small")
     axes.margins(y=0.25)
     axes.set_ylabel("largest exponent\n(nats per step)")

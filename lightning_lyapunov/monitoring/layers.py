@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
-import lightning.pytorch as pl
 from torch import nn
 
-from lightning_lyapunov.capture.finding import find_layers
-from lightning_lyapunov.capture.probe import Probe
+from lightning_lyapunov.capture.finding import Names, find
+from lightning_lyapunov.capture.probe import Extent, Probe, probe_of
 from lightning_lyapunov.engine.frames import Frames
 from lightning_lyapunov.engine.maps.families import family_of
 from lightning_lyapunov.engine.measure import Driven, SystemTally, measure_layers, union_of_layers
@@ -19,7 +18,7 @@ from lightning_lyapunov.engine.sequences import Sequences
 from lightning_lyapunov.engine.settings import Settings, Start
 from lightning_lyapunov.engine.spectrum import LyapunovSpectrum
 from lightning_lyapunov.monitoring.budget import Plan
-from lightning_lyapunov.monitoring.ranks import data_rank, gather, share_out
+from lightning_lyapunov.monitoring.ranks import Ranks, share_out
 from lightning_lyapunov.monitoring.sharding import whole
 
 T = TypeVar("T")
@@ -38,7 +37,25 @@ class _Offer:
     """How many it recorded, by layer."""
     second_choice: set[str]
     """Layers whose sequences are not from where they are preferred: they count if no rank has any from there."""
+    refused: dict[str, str]
+    """Layers that cannot be measured, and why."""
+    seen: int
     longest: int
+    pieces: float | None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What there was to measure, on all ranks together."""
+
+    source: str
+    """``validation``, ``training``, or ``validation and training`` where layers differ in it."""
+    sequences: int
+    """In the batches that were recorded; of the layer with the most."""
+    longest: int
+    """Steps of the longest sequence."""
+    pieces: float | None
+    """Mean steps of a sequence where rows begin anew inside a batch; None where none does."""
 
 
 @dataclass(frozen=True)
@@ -53,64 +70,75 @@ class Layers:
 
     Args:
         model: The user's.
-        names: Which layers; all of torch's recurrent ones if None.
+        names: Which layers; all that are known if None.
         num_sequences: Sequences recorded.
         num_steps: Steps recorded of each.
         tell: Says something once, with ``warn``.
+
+    Attributes:
+        seen: What there was at the last measurement; None before the first.
 
     Raises:
         ValueError: If there are none, or not those that are named.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        names: str | Sequence[str] | None,
-        num_sequences: int,
-        num_steps: int,
-        tell: Callable[..., None],
+        self, model: nn.Module, names: Names | None, num_sequences: int, num_steps: int, tell: Callable[..., None]
     ) -> None:
-        layers, unsupported = find_layers(model, names)
+        found, unsupported = find(model, names)
         if unsupported:
             tell(f"found but not measured: {'; '.join(unsupported)}.", warn=True)
-        size = num_sequences, num_steps
         self._tell = tell
+        self._is_chosen = names is not None
         self._probes: dict[str, dict[Source, Probe]] = {
-            name: {"validation": Probe(layer, *size), "training": Probe(layer, *size)} for name, layer in layers.items()
+            name: {source: probe_of(layer, num_sequences, num_steps) for source in ("validation", "training")}
+            for name, layer in found.items()
         }
         self._frames: dict[str, Frames] = {}
-        self.longest = 0
-        """Steps of the longest sequence that was seen on any rank, at the last measurement."""
+        self.seen: Seen | None = None
 
     def remove(self) -> None:
         """Take the hooks off the layers and let go of what was recorded."""
+        for probe in self._all_probes():
+            probe.remove()
+
+    def _all_probes(self, source: Source | None = None) -> Iterator[Probe]:
         for probes in self._probes.values():
-            for probe in probes.values():
-                probe.remove()
+            yield from (probe for kind, probe in probes.items() if source in (None, kind))
 
     # ---------------------------------------------------------------- what drives them
 
-    def forget_validation(self) -> None:
-        """Let go of the inputs of an earlier validation."""
-        for probes in self._probes.values():
-            probes["validation"].forget()
+    def forget(self, source: Source) -> None:
+        """Let go of what was recorded: the layers below may have learnt since."""
+        for probe in self._all_probes(source):
+            probe.forget()
 
     def begin_batch(self, source: Source) -> None:
         """Record a batch: the first ones of validation, the latest ones of training."""
-        for probes in self._probes.values():
-            probes[source].begin_batch(keep_latest=source == "training")
+        for probe in self._all_probes(source):
+            probe.begin_batch(keep_latest=source == "training")
+
+    def end_turn(self, source: Source) -> None:
+        """A forward pass over the batch has ended: what follows is another one over the same rows."""
+        for probe in self._all_probes(source):
+            probe.end_turn()
 
     def end_batch(self, source: Source) -> None:
         """Stop recording."""
-        for probes in self._probes.values():
-            probes[source].end_batch()
+        for probe in self._all_probes(source):
+            probe.end_batch()
+
+    @property
+    def seconds(self) -> float:
+        """Spent recording so far."""
+        return sum(probe.seconds for probe in self._all_probes())
 
     def have_recorded(self, source: Source | None = None) -> bool:
         """Whether inputs have reached a layer on this rank."""
-        return any(self._has_recorded(name, source) for name in self._probes)
+        return any(probe.has_recorded for probe in self._all_probes(source))
 
-    def _has_recorded(self, name: str, source: Source | None = None) -> bool:
-        return any(probe.has_recorded for kind, probe in self._probes[name].items() if source in (None, kind))
+    def _has_recorded(self, name: str) -> bool:
+        return any(probe.has_recorded for probe in self._probes[name].values())
 
     @property
     def measured(self) -> list[nn.Module]:
@@ -125,14 +153,14 @@ class Layers:
     # ---------------------------------------------------------------- measuring
 
     def spectrum(
-        self, trainer: pl.Trainer, preferred: Source, plan: Plan, settings: Settings, *, warm_start: bool = False
+        self, ranks: Ranks, preferred: Source, plan: Plan, settings: Settings, *, warm_start: bool = False
     ) -> LyapunovSpectrum:
         """The union over all layers that inputs have reached; to be called on all ranks at once.
 
         Sequences are shared out over the ranks, each measures its own, and all get the spectrum of all of them.
 
         Args:
-            trainer: Whose ranks they are.
+            ranks: Who measures.
             preferred: Where to take the inputs from, if there are any.
             plan: How much to measure, on all ranks together.
             settings: What to measure otherwise, and how; its ``k`` is what would be measured without a bound.
@@ -141,59 +169,95 @@ class Layers:
         Raises:
             ValueError: If it cannot be done, on all ranks alike.
         """
-        recorded = _attempt(lambda: self._recorded(preferred, plan.sequences))
-        offers = _agreed(
-            gather(trainer, recorded if isinstance(recorded, _Trouble) else self._offer(trainer, preferred, recorded))
-        )
-        self.longest = max(offer.longest for offer in offers)
-        shares = {name: _shares(name, offers, plan.sequences) for name in self._reached(offers)}
+        with self._paused():
+            return self._spectrum(ranks, preferred, plan, settings, warm_start)
+
+    def _spectrum(
+        self, ranks: Ranks, preferred: Source, plan: Plan, settings: Settings, warm_start: bool
+    ) -> LyapunovSpectrum:
+        attempt = _attempt(lambda: self._offer(ranks, preferred, plan))
+        offers = _agreed(ranks.gather(attempt if isinstance(attempt, _Trouble) else attempt[0]))
+        reached = self._reached(offers)
+        self.seen = _seen(reached, offers, preferred)
+        shares = {name: _shares(name, offers, plan.sequences) for name in reached}
         layers = {name: whole(self._probes[name]["validation"].layer) for name in shares}
-        me = trainer.global_rank if len(offers) > 1 else 0
+        me = ranks.rank if len(offers) > 1 else 0
 
         def measure_mine() -> dict[str, SystemTally]:
             mine: dict[str, Driven] = {}
-            if isinstance(recorded, _Trouble):  # all have agreed that there is none, unless rank zero speaks for all
-                raise ValueError(recorded.text)
+            if isinstance(attempt, _Trouble):  # all have agreed that there is none, unless rank zero speaks for all
+                raise ValueError(attempt.text)
+            recorded = attempt[1]
             for name, share in shares.items():
                 if share[me]:
+                    probe = self._probe(name, preferred)
                     inputs, state, dimension = recorded[name]
                     if share[me] < len(inputs):
-                        inputs, state, _ = self._probe(name, preferred).sequences(share[me])
+                        inputs, state, _ = probe.sequences(share[me])
                     frames = self._frames.setdefault(name, Frames()) if warm_start else None
                     start = Start(first_place=sum(share[:me]), frames=frames)
-                    mine[name] = Driven(layers[name], inputs, state, dimension, start)
+                    system = probe.system(layers[name])
+                    mine[name] = Driven(system, inputs.cut(plan.steps), state, dimension, start)
             largest = max((driven.dimension or 0 for driven in mine.values()), default=0)
             everything = settings.k is None and plan.k >= largest
-            tallies = measure_layers(mine, settings if everything else replace(settings, k=plan.k))
+            told = settings if everything else replace(settings, k=plan.k)
+            if told.transient is not None and told.transient >= plan.steps:
+                told = replace(told, transient=plan.steps // 2)
+            tallies = measure_layers(mine, told)
             return tallies if len(offers) == 1 else {name: tally.to("cpu") for name, tally in tallies.items()}
 
-        everyone = _agreed(gather(trainer, _attempt(measure_mine)))
+        everyone = _agreed(ranks.gather(_attempt(measure_mine)))
         tallies = {name: SystemTally.merge([mine[name] for mine in everyone if name in mine]) for name in shares}
         is_complete = settings.k is None and all(tally.is_complete for tally in tallies.values())
+        self._tell_of_weights(reached, preferred)
         return union_of_layers(tallies, None if is_complete else plan.k)
 
-    def _recorded(self, preferred: Source, most: int) -> dict[str, _Recorded]:
-        """What this rank recorded, by layer."""
-        recorded = {}
+    @contextmanager
+    def _paused(self) -> Iterator[None]:
+        """Record nothing meanwhile: a measurement may call the cells that are watched."""
+        for probe in self._all_probes():
+            probe.is_paused = True
+        try:
+            yield
+        finally:
+            for probe in self._all_probes():
+                probe.is_paused = False
+
+    def _offer(self, ranks: Ranks, preferred: Source, plan: Plan) -> tuple[_Offer, dict[str, _Recorded]]:
+        """What this rank could measure, and what it recorded, by layer."""
+        recorded: dict[str, _Recorded] = {}
+        refused: dict[str, str] = {}
+        extents: list[Extent] = []
         for name in self._probes:
             if self._has_recorded(name):
+                probe = self._probe(name, preferred)
                 with _named(name):
-                    recorded[name] = self._probe(name, preferred).sequences(most)
-        return recorded
+                    recorded[name] = probe.sequences(plan.sequences)
+                    extents.append(probe.extent)
+                    try:
+                        probe.system(probe.layer)
+                    except ValueError as error:
+                        if self._is_chosen:
+                            raise
+                        refused[name] = str(error)
+        offer = _Offer(
+            ranks.data_rank,
+            {name: len(recorded[name][0]) if name in recorded else 0 for name in self._probes},
+            {name for name, probes in self._probes.items() if not probes[preferred].has_recorded},
+            refused,
+            max((extent.sequences for extent in extents), default=0),
+            max((extent.longest for extent in extents), default=0),
+            min((extent.pieces for extent in extents if extent.pieces is not None), default=None),
+        )
+        return offer, recorded
 
     def _probe(self, name: str, preferred: Source) -> Probe:
         probes = self._probes[name]
-        other: Source = "training" if preferred == "validation" else "validation"
-        return probes[preferred] if probes[preferred].has_recorded else probes[other]
-
-    def _offer(self, trainer: pl.Trainer, preferred: Source, recorded: dict[str, _Recorded]) -> _Offer:
-        sequences = {name: len(recorded[name][0]) if name in recorded else 0 for name in self._probes}
-        longest = max(probe.longest for probes in self._probes.values() for probe in probes.values())
-        second_choice = {name for name, probes in self._probes.items() if not probes[preferred].has_recorded}
-        return _Offer(data_rank(trainer), sequences, second_choice, longest)
+        return probes[preferred] if probes[preferred].has_recorded else probes[_other(preferred)]
 
     def _reached(self, offers: Sequence[_Offer]) -> list[str]:
-        """The layers that inputs have reached on any rank."""
+        """The layers that inputs have reached on any rank, and that can be measured on all of them."""
+        refused = {name: text for offer in offers for name, text in offer.refused.items()}
         reached = [name for name in self._probes if any(offer.sequences[name] for offer in offers)]
         if not reached:
             raise ValueError(
@@ -203,7 +267,40 @@ class Layers:
         for name in self._probes:
             if name not in reached:
                 self._tell(f"{name} is not measured: no inputs reached it in the forward pass.", warn=True)
-        return reached
+        if refused and not set(reached) - set(refused):
+            raise ValueError("; ".join(f"{name}: {text}" for name, text in refused.items()))
+        for name, text in refused.items():
+            self._tell(f"{name} is not measured: {text}", warn=True, subject=f"{name} refused")
+        return [name for name in reached if name not in refused]
+
+    def _tell_of_weights(self, names: Sequence[str], preferred: Source) -> None:
+        """Say where weights that another module writes are those of a training pass."""
+        for name in names:
+            if self._probe(name, preferred).written_in_training:
+                self._tell(
+                    f"{name}: another module writes its weights before each call, and they were last seen written in "
+                    "training, with what is drawn at random there (as weights that are dropped out): the spectrum is "
+                    "of those. Where validation drives the measurements it is of the weights in eval mode.",
+                    warn=True,
+                    subject=f"weights of {name}",
+                )
+
+
+def _other(source: Source) -> Source:
+    return "training" if source == "validation" else "validation"
+
+
+def _seen(names: Sequence[str], offers: Sequence[_Offer], preferred: Source) -> Seen:
+    """What there is to measure of the layers of these names."""
+    fallen_back = {all(name in offer.second_choice for offer in offers) for name in names}
+    sources = {_other(preferred) if back else preferred for back in fallen_back}
+    by_data = {offer.rank: offer for offer in reversed(offers)}  # ranks that see the same data count once
+    return Seen(
+        " and ".join(sorted(sources, reverse=True)),
+        sum(offer.seen for offer in by_data.values()),
+        max(offer.longest for offer in offers),
+        min((offer.pieces for offer in offers if offer.pieces is not None), default=None),
+    )
 
 
 def _shares(name: str, offers: Sequence[_Offer], sequences: int) -> list[int]:

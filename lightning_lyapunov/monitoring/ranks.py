@@ -5,35 +5,65 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-import lightning.pytorch as pl
-import torch
+from torch import distributed
 
 T = TypeVar("T")
 
 
-def gather(trainer: pl.Trainer, thing: T) -> list[T]:
-    """What every rank brings, in their order; to be called on all of them at once.
+class Ranks:
+    """This process alone; the ranks of a distributed run are a subclass.
 
-    Tensors in it must be on the CPU, since it is pickled. Where the ranks are not torch's own (XLA), rank zero's alone.
+    Attributes:
+        count: How many there are.
+        rank: Which this one is.
+        data_rank: Which share of the data it sees: ranks that hold pieces of one model see the same.
     """
-    if trainer.world_size == 1:
+
+    count = 1
+    rank = 0
+    data_rank = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank zero, which decides, writes and remembers."""
+        return self.rank == 0
+
+    def gather(self, thing: T) -> list[T]:
+        """What every rank brings, in their order; to be called on all of them at once.
+
+        Tensors in it must be on the CPU, since it is pickled.
+        """
         return [thing]
-    if not torch.distributed.is_initialized():
-        return [trainer.strategy.broadcast(thing)]
-    everyone: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(everyone, thing)
-    return everyone
+
+    def from_first(self, thing: T) -> T:
+        """What rank zero brings; to be called on all of them at once."""
+        return self.gather(thing)[0]
 
 
-def from_rank_zero(trainer: pl.Trainer, thing: T) -> T:
-    """What rank zero brings; to be called on all of them at once."""
-    return thing if trainer.world_size == 1 else trainer.strategy.broadcast(thing)
+class ProcessGroup(Ranks):
+    """The ranks of torch's default process group, each with a share of the data of its own."""
+
+    def __init__(self) -> None:
+        self.count, self.rank = distributed.get_world_size(), distributed.get_rank()
+        self.data_rank = self.rank
+
+    def gather(self, thing: T) -> list[T]:
+        """As in the base."""
+        everyone: list[Any] = [None] * self.count
+        distributed.all_gather_object(everyone, thing)
+        return everyone
+
+    def from_first(self, thing: T) -> T:
+        """As in the base."""
+        things = [thing]
+        distributed.broadcast_object_list(things)
+        return things[0]
 
 
-def data_rank(trainer: pl.Trainer) -> int:
-    """Which share of the data this rank sees: ranks that hold pieces of one model see the same."""
-    kwargs = getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {}
-    return int(kwargs.get("rank", trainer.global_rank))
+def current_ranks() -> Ranks:
+    """Those of the process group, if there is one."""
+    there_are = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    return ProcessGroup() if there_are else Ranks()
 
 
 def share_out(wanted: int, there_are: Sequence[int]) -> list[int]:

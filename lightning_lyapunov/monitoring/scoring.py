@@ -1,13 +1,12 @@
-"""A scorer at work in a run: what it is told of the network, and what becomes of its scores."""
+"""A scorer at work in a fit: what becomes of its scores."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 
-import lightning.pytorch as pl
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_lyapunov.aelle import AeLLEScore, AeLLEScorer
 from lightning_lyapunov.capture.finding import architecture_of
@@ -18,35 +17,20 @@ from lightning_lyapunov.reading.conditions import FAMILIAR
 
 
 class Scoring:
-    """Scores the spectra of one run; a scorer that cannot be had, or fails, is told of and does no harm.
+    """Scores the spectra of one fit; a scorer that cannot be had, or fails, is told of and does no harm.
 
     Args:
         scorer: "general", a path, a scorer or None, as the callback takes it.
-        performance: Name of the user's metric that the scorer is told.
-        performance_range: Its values by chance and at best.
         prefix: First part of the keys, for what is told.
         tell: Says something once, with ``warn`` and ``subject``.
     """
 
-    def __init__(
-        self,
-        scorer: str | AeLLEScorer | None,
-        performance: str | None,
-        performance_range: tuple[float, float] | None,
-        prefix: str,
-        tell: Callable[..., None],
-    ) -> None:
-        self._source, self._metric, self._range = scorer, performance, performance_range
-        self._prefix, self._tell = prefix, tell
+    def __init__(self, scorer: str | AeLLEScorer | None, prefix: str, tell: Callable[..., None]) -> None:
+        self._source, self._prefix, self._tell = scorer, prefix, tell
         self.ready: AeLLEScorer | None = None
         """The scorer, while a fit runs on rank zero."""
         self.score: AeLLEScore | None = None
         """Of the last spectrum, if it could be scored."""
-        self._validated: tuple[int, Tensor | None] | None = None  # global step and metric of the last validation
-
-    def begin(self) -> None:
-        """Begin a fit."""
-        self._validated = None
 
     def load(self) -> None:
         """Get the scorer ready, if it can be had."""
@@ -63,58 +47,6 @@ class Scoring:
     def release(self) -> None:
         """Let go of the scorer."""
         self.ready = None
-
-    # ---------------------------------------------------------------- what it is told
-
-    @property
-    def _is_told(self) -> bool:
-        return self._source is not None and self._metric is not None
-
-    def note_validation(self, trainer: pl.Trainer) -> None:
-        """Remember what a validation came to: read again at a later measurement, it is no news."""
-        if self._is_told:
-            self._validated = trainer.global_step, trainer.callback_metrics.get(str(self._metric))
-
-    def performance_so_far(self, trainer: pl.Trainer, measured_at: tuple[int, int] | None) -> float | None:
-        """The last value of the user's metric, as the scorer takes it; None while there is none.
-
-        Args:
-            trainer: Whose metrics are read; on every rank, as that may reduce them over the ranks.
-            measured_at: Global step and epoch of the last measurement.
-        """
-        if not self._is_told or trainer.global_step == 0:
-            return None
-        value = trainer.callback_metrics.get(str(self._metric))
-        if value is None:
-            self._tell_if_missing(trainer, *(measured_at or (0, 0)))
-            return None
-        # Lightning makes a new tensor of each new value.
-        if self._validated is not None and value is self._validated[1] and self._validated[0] < trainer.global_step:
-            self._tell(
-                f"{self._metric!r} has no new value at update {trainer.global_step}; the scorer is told its last "
-                f"one, of update {self._validated[0]}. Where validation runs, a metric logged in validation_step is "
-                "there in time.",
-                subject="old performance",
-            )
-        reached = float(value)
-        if self._range is not None:
-            worst, best = self._range
-            reached = min(max((reached - worst) / (best - worst), 0.0), 1.0) if math.isfinite(reached) else reached
-        return reached if math.isfinite(reached) else None
-
-    def _tell_if_missing(self, trainer: pl.Trainer, step: int, epoch: int) -> None:
-        """Warn of a metric that should have been there by now, some time after a measurement."""
-        an_epoch_ended = step > 0 and epoch < trainer.current_epoch
-        if self._validated is not None or (an_epoch_ended and not trainer.enable_validation):
-            names = ", ".join(map(repr, sorted(trainer.callback_metrics))) or "none"
-            self._tell(
-                f"performance: no metric {self._metric!r} was logged so far, so the scorer is not told it; those "
-                f"logged are {names}.",
-                warn=True,
-                subject="performance",
-            )
-
-    # ---------------------------------------------------------------- what it says
 
     def scores(
         self, spectrum: LyapunovSpectrum, layers: Sequence[nn.Module], updates: int, performance: float | None
@@ -150,7 +82,7 @@ class Scoring:
             "baseline": said.baseline,
             "failure_probability": said.failure_probability,
             "takeoff_probability": said.takeoff_probability,
-            "stability": said.stability,
+            "ends_stable_probability": said.stability,
             "familiarity": said.familiarity,
         }
         if said.familiarity < FAMILIAR:

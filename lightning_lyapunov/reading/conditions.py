@@ -164,16 +164,21 @@ def score(measurement: Measurement, name: str) -> float:
 # ---------------------------------------------------------------- and of several
 
 
-def run_of(history: Iterable[Measurement]) -> list[Measurement]:
-    """The measurements of the newest fit: a callback used again counts updates from the start again."""
+def comparable(history: Iterable[Measurement]) -> list[Measurement]:
+    """Those measurements of a run that were driven by the same data as the newest: what else differs is no change.
+
+    Sources that are not known are taken for the same.
+    """
     run = list(history)
-    starts = [i for i in range(1, len(run)) if run[i].step < run[i - 1].step]
-    return run[starts[-1] :] if starts else run
+    return [measurement for measurement in run if measurement.source == run[-1].source]
 
 
 def has_saturated(history: Iterable[Measurement]) -> bool:
-    """λ₁ − error > 0, or g − error > 2, before the first update, and every direction dead now."""
-    run = run_of(history)
+    """λ₁ − error > 0, or g − error > 2, before the first update, and every direction dead now.
+
+    Growth and death are each beyond doubt in a single measurement, so it does not matter what drove the first.
+    """
+    run = list(history)
     if not run or run[0].step > 0 or not is_dead(run[-1]):
         return False
     value, error = largest(run[0])
@@ -181,7 +186,7 @@ def has_saturated(history: Iterable[Measurement]) -> bool:
 
 
 def verdict(history: Iterable[Measurement]) -> str:
-    """The state of the network at the newest measurement, in a word or two: the first that holds.
+    """The state of the network at the newest measurement of a run, in a word or two: the first that holds.
 
     ===============  =============================================================================================
     ``unknown``      neither λ₁ nor the gain is known with an error, or nothing was measured
@@ -197,7 +202,7 @@ def verdict(history: Iterable[Measurement]) -> str:
     ``undecided``    none of these
     ===============  =============================================================================================
     """
-    run = run_of(history)
+    run = list(history)
     if not run:
         return "unknown"
     newest = run[-1]
@@ -222,7 +227,7 @@ def has_converged(history: Iterable[Measurement], patience: int = UNMOVED_FOR) -
     Compared with the newest, not each with the next, so that a slow drift is no standstill. The measurement before the
     first update does not count: a spectrum that did not yet move has not stopped moving.
     """
-    run = [m for m in run_of(history) if m.step > 0]
+    run = [m for m in comparable(history) if m.step > 0]
     if len(run) <= patience:
         return False
     newest = run[-1]

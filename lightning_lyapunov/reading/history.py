@@ -1,10 +1,10 @@
-"""What was measured in the course of a run: a bounded record that a checkpoint can carry."""
+"""What was measured in the course of a run, and of those before it: a bounded record that a checkpoint can carry."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, get_origin, get_type_hints
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_lyapunov.engine.spectrum import LyapunovSpectrum
-from lightning_lyapunov.names import name_of
+from lightning_lyapunov.names import current_name, name_of
 from lightning_lyapunov.reading.features import known_growth
 
 LIMIT = 256
@@ -46,7 +46,21 @@ class Measurement:
     dimension: int | None = None
     """D of the state: K of these exponents were measured."""
     length: int | None = None
-    """Steps of the longest sequence that the network was driven with, of which the first ones were measured."""
+    """Steps of the longest sequence that the network was driven with, of which the first ones were measured: where it
+    came in several calls, those of all of them."""
+    source: str = ""
+    """What drove the network: ``validation``, ``training``, or ``validation and training`` where layers differ in it;
+    empty where that is not known. Measurements of different sources are not compared."""
+    sequences: int | None = None
+    """Sequences measured."""
+    steps: int | None = None
+    """Steps measured of the longest of them, the transient among them."""
+    counted: int | None = None
+    """Steps of it after the transient, which count for the exponents; of several layers the fewest."""
+    seen: int | None = None
+    """Sequences that were seen in the batches recorded, of which those were measured; None where that is not known."""
+    fewer: str = ""
+    """How much less was measured than seen, and why: see :func:`~lightning_lyapunov.reading.extent.extent`."""
     growth: Tensor | None = None
     """(G,) mean ln σ of the product of all Jacobians of a sequence, largest first, nats over the sequence."""
     growth_error: Tensor | None = None
@@ -86,6 +100,11 @@ class Measurement:
         epoch: int = 0,
         metrics: Mapping[str, float] | None = None,
         length: int | None = None,
+        source: str = "",
+        sequences: int | None = None,
+        steps: int | None = None,
+        seen: int | None = None,
+        fewer: str = "",
         latent: Tensor | None = None,
         reached: float | None = None,
     ) -> Measurement:
@@ -96,11 +115,18 @@ class Measurement:
             step: Updates made before it.
             epoch: In which it was made.
             metrics: What was logged of it, by name without prefix.
-            length: Steps of the longest sequence; if None as many as were measured, with the transient.
+            length: Steps of the longest sequence, over all of its calls; never fewer than were measured.
+            source: What drove the network, as in :attr:`source`.
+            sequences: Measured; if None, those of the spectrum.
+            steps: Measured of the longest sequence, with the transient; if None, those of the spectrum.
+            seen: Sequences that were seen.
+            fewer: How much less was measured than seen, and why.
             latent: The AeLLE code (L,), if it was scored.
             reached: Skill so far.
         """
-        length = length or spectrum.steps + spectrum.transient
+        if steps is None:
+            steps = max(part.steps + part.transient for part in spectrum.layers.values())
+        length = max(length or 0, steps)
         layers = {name: _layer(part) for name, part in spectrum.parts.items()}
         known: dict[str, Any] = {}
         layer, growth = known_growth(spectrum)
@@ -129,6 +155,12 @@ class Measurement:
             trusted=spectrum.trusted.cpu(),
             dimension=spectrum.dimension,
             length=length,
+            source=source,
+            sequences=spectrum.sequences if sequences is None else sequences,
+            steps=steps,
+            counted=spectrum.steps,
+            seen=seen,
+            fewer=fewer,
             layers=layers,
             latent=None if latent is None else latent.float().cpu(),
             reached=reached,
@@ -146,6 +178,7 @@ class Measurement:
             error=torch.tensor([error]),
             settled=None if self.settled is None else torch.tensor([bool(settled)]),
             length=self.length,
+            source=self.source,
             growth=torch.tensor([growth]),
             gain=gain,
             gain_error=gain_error,
@@ -166,31 +199,82 @@ def _layer(part: LyapunovSpectrum) -> list[float]:
 class History:
     """Measurements of a run, oldest first, thinned out evenly as they become many.
 
+    A callback that is used for several fits keeps them apart: iteration, length and figures are of the last run alone,
+    those before it are :attr:`earlier`.
+
     Args:
         prefix: First part of the keys that their metrics are logged under: the callback's.
     """
 
     def __init__(self, prefix: str = "lyapunov") -> None:
         self.prefix = prefix
+        self._clear()
+
+    def _clear(self) -> None:
         self._measurements: list[Measurement] = []
         self._stride = 1  # keep one measurement out of so many
         self._seen = 0
         self._bytes = 0  # of those kept
+        self._earlier: list[History] = []
+        self._runs_before = 0
+
+    @property
+    def earlier(self) -> tuple[History, ...]:
+        """The runs before this one, oldest first, as far as they are kept: the oldest make room where it is needed."""
+        return tuple(self._earlier)
+
+    @property
+    def runs_before(self) -> int:
+        """How many runs there were before this one, those that are no longer kept among them."""
+        return self._runs_before
+
+    def begin(self) -> None:
+        """Begin a new run; what was measured so far becomes the last of the earlier ones."""
+        if not self._measurements:
+            return
+        run = History(self.prefix)
+        for name in ("_measurements", "_stride", "_seen", "_bytes"):
+            setattr(run, name, getattr(self, name))
+        self._earlier.append(run)
+        self._runs_before += 1
+        self._measurements, self._stride, self._seen, self._bytes = [], 1, 0, 0
 
     def append(self, measurement: Measurement) -> None:
-        """Add the newest measurement; the newest is always kept, and the first."""
-        if self._measurements and (self._seen - 1) % self._stride:
+        """Add the newest measurement; the newest is always kept, and the first.
+
+        One made after fewer updates than the last begins a new run: see :meth:`begin`.
+        """
+        is_next = bool(self._measurements) and measurement.step >= self._measurements[-1].step
+        if is_next and (self._seen - 1) % self._stride:
             self._bytes -= _bytes_of(self._measurements.pop())  # the newest so far was between two that are kept
+        self._add(measurement)
+        self._seen += 1
+        self._make_room()
+
+    def _add(self, measurement: Measurement) -> None:
+        """Add it as it is, in a run of its own if it goes back."""
+        if self._measurements and measurement.step < self._measurements[-1].step:
+            self.begin()
         self._measurements.append(measurement)
         self._bytes += _bytes_of(measurement)
-        self._seen += 1
-        while len(self) > LIMIT or (self._bytes > BYTES and len(self) > 2):
+
+    def _make_room(self) -> None:
+        """Drop the oldest of the earlier runs, and where there are none, every second measurement but the newest."""
+        while self._is_too_large():
+            if self._earlier:
+                del self._earlier[0]
+                continue
             thinned = self._measurements[::2]
-            if thinned[-1] is not measurement:
-                thinned.append(measurement)
+            if thinned[-1] is not self._measurements[-1]:
+                thinned.append(self._measurements[-1])
             self._measurements = thinned
             self._bytes = sum(map(_bytes_of, thinned))
             self._stride *= 2
+
+    def _is_too_large(self) -> bool:
+        runs = [*self._earlier, self]
+        count, size = sum(map(len, runs)), sum(run._bytes for run in runs)
+        return count > LIMIT or (size > BYTES and (len(self) > 2 or len(runs) > 1))
 
     def __len__(self) -> int:
         return len(self._measurements)
@@ -207,7 +291,10 @@ class History:
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only, so that a checkpoint loads under ``weights_only=True``."""
-        return {"seen": self._seen, "stride": self._stride, "measurements": [_plain(m) for m in self]}
+        state = {"seen": self._seen, "stride": self._stride, "measurements": [_plain(m) for m in self]}
+        if self._runs_before:
+            state |= {"earlier": [run.state_dict() for run in self._earlier], "runs_before": self._runs_before}
+        return state
 
     def load_state_dict(self, state: Any) -> list[str]:
         """Go on from :meth:`state_dict`, or from as much of it as another version wrote.
@@ -215,26 +302,36 @@ class History:
         Returns:
             What was amiss, if anything, in words.
         """
-        known, amiss = read_state(state, {"seen": int, "stride": int, "measurements": list}, "history")
-        self._measurements = []
+        known, amiss = read_state(state, _PARTS | _EARLIER, "history", optional=_EARLIER)
+        self._clear()
+        for written in known.get("earlier", []):
+            run = History(self.prefix)
+            amiss += [trouble for trouble in run.load_state_dict(written) if trouble not in amiss]
+            self._earlier += [one for one in (*run.earlier, run) if len(one)]
+        self._runs_before = max(known.get("runs_before", 0), len(self._earlier))
         for written in known.get("measurements", []):
-            kept, troubles = read_state(written, _KINDS, "a measurement")
+            kept, troubles = read_state(written, _KINDS, "a measurement", optional=_NEW)
             amiss += [trouble for trouble in troubles if trouble not in amiss]
             if kept.keys() >= _NEEDED:
                 if "growth" not in written:  # of the time when metrics had the names that they are logged under
                     kept["metrics"] = {name_of(str(key), self.prefix) or key: v for key, v in kept["metrics"].items()}
+                kept["metrics"] = {current_name(str(key)): value for key, value in kept["metrics"].items()}
                 layers = {name: _six_of(values) for name, values in kept.get("layers", {}).items()}
                 kept["layers"] = {name: values for name, values in layers.items() if values}
-                self._measurements.append(Measurement(**kept))
+                self._add(Measurement(**kept))
         self._stride = max(1, known.get("stride", 1))
         self._seen = max(known.get("seen", 0), len(self))
-        self._bytes = sum(map(_bytes_of, self))
         return amiss
 
 
+_PARTS = {"seen": int, "stride": int, "measurements": list}
+_EARLIER = {"earlier": list, "runs_before": int}
+"""Of a history, these where there were runs before."""
 _KINDS = {name: dict if get_origin(hint) is dict else hint for name, hint in get_type_hints(Measurement).items()}
 """What each field of a measurement is."""
 _NEEDED = {f.name for f in fields(Measurement) if f.default is MISSING and f.default_factory is MISSING}
+_NEW = ("source", "sequences", "steps", "counted", "seen", "fewer")
+"""What an older version did not know, and is not missed in what it wrote."""
 
 
 def _six_of(values: Any) -> list[float]:
@@ -250,6 +347,8 @@ def _plain(measurement: Measurement) -> dict[str, Any]:
     for name, value in state.items():
         if isinstance(value, Tensor):
             state[name] = value.clone()  # of a view, torch.save would write all that it is a view of
+        elif isinstance(value, str):
+            state[name] = sys.intern(value)
         elif isinstance(value, dict):
             state[name] = {sys.intern(key): item for key, item in value.items()}  # pickle writes one object once
     return state
@@ -260,16 +359,24 @@ def _bytes_of(measurement: Measurement) -> int:
     values = [getattr(measurement, f.name) for f in fields(measurement)]
     tensors = [value for value in values if isinstance(value, Tensor)]
     numbers = len(measurement.metrics) + 7 * len(measurement.layers)
-    return 400 + sum(400 + tensor.numel() * tensor.element_size() for tensor in tensors) + 16 * numbers
+    return (
+        440
+        + len(measurement.fewer)
+        + sum(400 + tensor.numel() * tensor.element_size() for tensor in tensors)
+        + 16 * numbers
+    )
 
 
-def read_state(state: Any, kinds: Mapping[str, Any], of: str) -> tuple[dict[str, Any], list[str]]:
+def read_state(
+    state: Any, kinds: Mapping[str, Any], of: str, optional: Collection[str] = ()
+) -> tuple[dict[str, Any], list[str]]:
     """Of a state that another version may have written: the fields that are known and of the right kind.
 
     Args:
         state: What the checkpoint holds.
         kinds: The fields that it should have, and the types of their values.
         of: What it is the state of.
+        optional: Fields that it need not have.
 
     Returns:
         The good ones, and what was amiss with the others, in words.
@@ -277,7 +384,7 @@ def read_state(state: Any, kinds: Mapping[str, Any], of: str) -> tuple[dict[str,
     if not isinstance(state, dict):
         return {}, [f"{of} is {type(state).__name__}, not a dictionary"]
     known = {name: state[name] for name, kind in kinds.items() if name in state and isinstance(state[name], kind)}
-    missing = [f"{of} has no {name}" for name in kinds if name not in state]
+    missing = [f"{of} has no {name}" for name in kinds if name not in state and name not in optional]
     wrong = [f"{name} of {of} is {type(state[name]).__name__}" for name in kinds if name in state and name not in known]
     unknown = [f"{name} of {of} is not known" for name in state if name not in kinds]
     return known, missing + wrong + unknown

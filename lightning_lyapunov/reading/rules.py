@@ -14,12 +14,14 @@ from typing import Literal
 
 import torch
 
+from lightning_lyapunov.engine.tally import FEWEST_STEPS
 from lightning_lyapunov.reading.conditions import (
     DEAD,
     FAMILIAR,
     LOST,
     MILD,
     UNMOVED_FOR,
+    comparable,
     distance,
     explodes,
     gain,
@@ -33,7 +35,6 @@ from lightning_lyapunov.reading.conditions import (
     is_predicted_to_fail,
     largest,
     noise_between,
-    run_of,
     score,
     verdict,
 )
@@ -41,7 +42,6 @@ from lightning_lyapunov.reading.history import History, Measurement
 from lightning_lyapunov.reading.state import STATES, Level, not_settled
 from lightning_lyapunov.reading.words import (
     factor,
-    in_words,
     percent,
     plus_minus,
     since,
@@ -61,6 +61,8 @@ QUIET = 5
 """Measurements that a state must have been absent for before it is news again: a flickering one is told once."""
 
 _LEVELS = ("warning", "note", "good")
+_NEWS_AT_FIRST = ("chaotic", "growing", "saturated", "layer_explodes", "predicted_to_fail")
+"""What needs no measurement before, of the same source, to be news."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,11 @@ class Finding:
 
 
 def findings(history: History) -> list[Finding]:
-    """Everything that holds at the newest measurement, gravest first; what is missing where little can be said."""
-    run = run_of(history)
+    """Everything that holds at the newest measurement, gravest first; what is missing where little can be said.
+
+    Only measurements that the same data drove are compared, but for the story of growth that saturates.
+    """
+    run = list(history)
     if not run:
         return [Finding("evidence", "note", "Nothing has been measured yet: there is no spectrum to read.")]
     every = [finding for rule in RULES for finding in rule(run)]
@@ -92,14 +97,14 @@ def news(history: History) -> list[Finding]:
     These are: the network became chaotic, gradients explode, it lost its memory or collapsed, a layer explodes or died,
     the scorer says that the run will fail. Each is told where it did not hold at any of the :data:`QUIET` measurements
     before. Memory and layers are lost only if they were there before: an initial network without them is no news.
+    Measurements that other data drove are not looked at, so what the first of its kind finds is told again.
     """
-    run = run_of(history)
-    if not run:
-        return []
-    before = [_grave_states(run[: i + 1]) for i in range(max(0, len(run) - 1 - QUIET), len(run) - 1)]
-    new = _grave_states(run).difference(*before)
+    run = list(history)
+    ends = [i + 1 for i, measurement in enumerate(run) if measurement.source == run[-1].source]
+    before = [_grave_states(run[:end]) for end in ends[-1 - QUIET : -1]]
+    new = (_grave_states(run) if run else set()).difference(*before)
     if not before:
-        new = {one for one in new if one[0] in ("chaotic", "growing", "layer_explodes", "predicted_to_fail")}
+        new = {one for one in new if one[0] in _NEWS_AT_FIRST}
     return [f for f in findings(history) if f.level == "warning" and (f.state, f.subject) in new]
 
 
@@ -125,13 +130,18 @@ def _state(run: Sequence[Measurement]) -> Iterator[Finding]:
     """The state of the network, one at a time: see :func:`~.conditions.verdict`."""
     state = verdict(run)
     if state in STATES:
-        level, text = STATES[state](run)
+        level, text = STATES[state](run if state == "saturated" else comparable(run))
         yield Finding(state, level, text)
 
 
 def _evidence(run: Sequence[Measurement]) -> Iterator[Finding]:
-    """λ₁ or its error unknown at the newest; λ₁ not settled, unless the state says so; or one measurement only."""
+    """What is too little: the steps measured of those seen; λ₁ or its error unknown, or not settled; one measurement.
+
+    That nothing has settled is not told where the state says so; measurements that other data drove do not count.
+    """
     newest, missing = run[-1], []
+    if _is_little(newest):
+        missing.append(f"Of what was seen only this was measured: {newest.fewer}.")
     value, error = largest(newest)
     if math.isnan(value):
         missing.append(f"The largest exponent is unknown ({when(newest)}). Look for states or weights that overflow.")
@@ -142,14 +152,27 @@ def _evidence(run: Sequence[Measurement]) -> Iterator[Finding]:
         )
     elif newest.settled is not None and not has_settled(newest) and value > DEAD and not _state_says_so(run):
         is_cut = newest.growth_steps < (newest.length or 0) and not newest.growth_whole
+        count = FEWEST_STEPS if newest.counted is None else newest.counted
+        few = f", with no more than {count} step{'s' * (count != 1)} after the transient" * (count < FEWEST_STEPS)
         missing.append(
-            f"{not_settled(newest)}, so what is said here is what happened over these steps: longer sequences "
+            f"{not_settled(newest)}{few}, so what is said here is what happened over these steps: longer sequences "
             f"{'(num_steps) ' * is_cut}would show the rates in the long run."
         )
-    if len(run) == 1:
-        missing.append(f"There is one measurement so far ({when(newest)}): what training changes shows from the next.")
+    if len(comparable(run)) == 1:
+        driven = f" driven by {newest.source} data" * (len(run) > 1)
+        missing.append(
+            f"There is one measurement{driven} so far ({when(newest)}): what training changes shows from the next."
+        )
     if missing:
         yield Finding("evidence", "note", " ".join(missing))
+
+
+def _is_little(newest: Measurement) -> bool:
+    """Whether of a typical sequence less than half as many steps were measured as the longest has."""
+    if not newest.fewer or newest.steps is None or newest.growth_whole:
+        return False
+    typical = newest.steps if math.isnan(newest.growth_steps) else newest.growth_steps
+    return 2 * typical < (newest.length or 0)
 
 
 def _state_says_so(run: Sequence[Measurement]) -> bool:
@@ -188,7 +211,7 @@ def _layers(run: Sequence[Measurement]) -> Iterator[Finding]:
             others = ", ".join(f"{n} {_amount(newest.layer(n))}" for n in newest.layers if n != name)
             layer = newest.layer(name)
             what = (
-                f"its largest exponent is {in_words(layer)}"
+                f"its largest exponent is {plus_minus(*largest(layer))} nats per step of its own"
                 if math.isnan(layer.gain)
                 else f"in a typical sequence it multiplies a gradient {_amount(layer)}"
             )
@@ -238,7 +261,8 @@ def _prediction(run: Sequence[Measurement]) -> Iterator[Finding]:
             "warning",
             f"The scorer expects that this network never learns its task: with a probability of "
             f"{percent(score(newest, 'failure_probability'))} (familiarity {familiarity:.2f}), "
-            f"{since(run, is_predicted_to_fail)}. Start again with another initialisation, gain or learning rate.",
+            f"{since(comparable(run), is_predicted_to_fail)}. Start again with another initialisation, gain or "
+            "learning rate.",
         )
     if math.isnan(performance):
         return
@@ -267,6 +291,7 @@ def _movement(run: Sequence[Measurement]) -> Iterator[Finding]:
 
     Neither of a network that has collapsed.
     """
+    run = comparable(run)
     if len(run) < 2 or is_collapsed(run[-1]):
         return
     moved, noise = distance(run[-2], run[-1]), noise_between(run[-2], run[-1])
@@ -293,7 +318,7 @@ def _trend(run: Sequence[Measurement]) -> Iterator[Finding]:
     rising: λ₁, where it has settled, to 0, else the gain to 2; falling: the gain to −10. Measurements of an older
     version, which knew no gain, do not count.
     """
-    run = [m for m in run if m.step > 0 and m.settled is not None]
+    run = [m for m in comparable(run) if m.step > 0 and m.settled is not None]
     if run and has_settled(run[-1]):
         rise, then = _heading(run, largest, "largest exponent", "nats/step", 1, 0.0), "it crosses 0, where chaos begins"
     else:

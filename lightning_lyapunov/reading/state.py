@@ -8,6 +8,7 @@ from typing import Literal
 
 from lightning_lyapunov.reading.conditions import (
     MILD,
+    comparable,
     explodes,
     gain,
     grows,
@@ -40,18 +41,19 @@ TOO_MANY = 100.0
 
 
 def _saturated(run: Run) -> tuple[Level, str]:
-    """Growth at first, death now, told as one story."""
-    first = run[0]
+    """Growth at first, death now, told as one story, the one in which measurements of two sources may meet."""
+    first, run = run[0], comparable(run)
     growth = over_a_sequence(first, past=True)
     exponent = f"its largest exponent was {in_words(first)}"
     if is_chaotic(first):
         was = f"the network was chaotic: {exponent}{', and ' * bool(growth)}{growth}"
     else:
         was = growth or exponent
+    driven = "" if first.source == run[-1].source else f", driven by {first.source or 'other'} data,"
     return "warning", (
-        f"Before the first update {was}. Such growth drives units into saturation, where they no longer respond: "
-        f"every direction of the state is dead {since(run, is_dead)}. Saturated units learn no more, so begin again: "
-        "lower the recurrent gain or initialise orthogonally, lower the learning rate, and clip gradients."
+        f"Before the first update{driven} {was}. Such growth drives units into saturation, where they no longer "
+        f"respond: every direction of the state is dead {since(run, is_dead)}. Saturated units learn no more, so begin "
+        "again: lower the recurrent gain or initialise orthogonally, lower the learning rate, and clip gradients."
     )
 
 
@@ -123,7 +125,7 @@ def _fading(run: Run) -> tuple[Level, str]:
     growth = over_a_sequence(newest)
     text = f"{_capital(growth)}." if growth else ""
     if is_stable(newest):
-        steps = f" of your {newest.length}" if newest.length else ""
+        steps = f" of your {newest.length}" if newest.length and not newest.layers else ""
         text = (
             f"The largest exponent is {in_words(newest)}: the network is stable, and a perturbation is down to 1 % "
             f"after {steps_to_a_percent(largest(newest)[0])} steps{steps}. {text}"

@@ -13,9 +13,13 @@ _PRESENT, _PAST = ("keeps", "grows", "shrinks to", "vanishes"), ("kept", "grew",
 
 
 def in_words(measurement: Measurement) -> str:
-    """The largest exponent with its error, as ``+0.13 ± 0.02 nats/step``."""
+    """The largest exponent with its error, as ``+0.13 ± 0.02 nats/step``.
+
+    Of several layers it is that of one, whose steps need not be those of the others: a dilated one takes longer.
+    """
     told = plus_minus(*largest(measurement))
-    return told if told == UNKNOWN else f"{told} nats/step"
+    unit = "nats per step of its layer" if measurement.layers else "nats/step"
+    return told if told == UNKNOWN else f"{told} {unit}"
 
 
 def plus_minus(value: float, error: float) -> str:

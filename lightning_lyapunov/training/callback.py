@@ -1,14 +1,9 @@
-"""The callback: when to look at a training run's Lyapunov spectrum, and what to log of it."""
+"""The guest in a Trainer: Lightning's hooks, told to the session that watches the network."""
 
 from __future__ import annotations
 
-import inspect
-import logging
-import math
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -18,30 +13,19 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_lyapunov.aelle import AeLLEScore, AeLLEScorer
-from lightning_lyapunov.engine.settings import Settings
 from lightning_lyapunov.engine.spectrum import LyapunovSpectrum
-from lightning_lyapunov.monitoring.budget import Budget, Plan
-from lightning_lyapunov.monitoring.layers import Layers
-from lightning_lyapunov.monitoring.loggers.panels import Panels
-from lightning_lyapunov.monitoring.loggers.trackers import log_histogram
-from lightning_lyapunov.monitoring.ranks import from_rank_zero, gather
-from lightning_lyapunov.monitoring.scoring import Scoring
+from lightning_lyapunov.monitoring.budget import Budget
+from lightning_lyapunov.monitoring.clock import Clock
+from lightning_lyapunov.monitoring.notices import Notices
+from lightning_lyapunov.monitoring.options import Options
+from lightning_lyapunov.monitoring.session import Session, warn_of_failure
 from lightning_lyapunov.monitoring.sharding import why_not
-from lightning_lyapunov.names import key_of
-from lightning_lyapunov.reading.conditions import DEAD
-from lightning_lyapunov.reading.features import spectrum_features
-from lightning_lyapunov.reading.history import History, Measurement, read_state
-from lightning_lyapunov.reading.rules import news
-from lightning_lyapunov.training.stopping import warn_of_impatience
-
-FLOOR = DEAD
-"""Nats per step. Exponents below, dead directions among them, are logged as this, since a monitor stops on infinity."""
-MOST = 1e6
-"""Steps, or nats over a sequence. A gradient horizon beyond is logged as this, and a gain of -inf as minus this."""
-_log = logging.getLogger(__name__)
-_When = Literal["before training", "step", "validation", "epoch"]
-_RECENT = 4
-"""Training batches before the end of an epoch that are recorded when no validation will follow."""
+from lightning_lyapunov.reading.history import History, read_state
+from lightning_lyapunov.training.logging import log_figures, logging_step
+from lightning_lyapunov.training.performance import Performance
+from lightning_lyapunov.training.ranks import TrainerRanks
+from lightning_lyapunov.training.schedule import Schedule, When
+from lightning_lyapunov.training.stopping import warn_of_impatience, warn_of_skip
 
 
 class LyapunovSpectrumCallback(pl.Callback):
@@ -155,7 +139,7 @@ class LyapunovSpectrumCallback(pl.Callback):
 
     def __init__(
         self,
-        module: str | Sequence[str] | None = None,
+        module: str | Sequence[str] | Mapping[str, Any] | None = None,
         *,
         k: int | None = 32,
         num_sequences: int = 16,
@@ -168,79 +152,53 @@ class LyapunovSpectrumCallback(pl.Callback):
         warm_start: bool = False,
         every_n_epochs: int = 1,
         every_n_train_steps: int | None = None,
-        max_overhead: float | None = 0.1,
+        max_overhead: float | None = 0.03,
         prefix: str = "lyapunov",
+        metrics: Literal["default", "all"] | Sequence[str] = "default",
         histogram: bool = True,
-        figures: int | None = 10,
+        figures: bool = True,
         report: str | None = None,
         prog_bar: bool = False,
         scorer: str | AeLLEScorer | None = "general",
         performance: str | None = None,
         performance_range: tuple[float, float] | None = None,
     ) -> None:
-        counts = {
-            "k": k,
-            "num_sequences": num_sequences,
-            "num_steps": num_steps,
-            "interval": interval,
-            "every_n_epochs": every_n_epochs,
-            "every_n_train_steps": every_n_train_steps,
-            "figures": figures,
-        }
-        for name, count in counts.items():
+        for name, count in {"every_n_epochs": every_n_epochs, "every_n_train_steps": every_n_train_steps}.items():
             if count is not None and count < 1:
                 raise ValueError(f"{name} must be at least 1; got {count}.")
-        if transient is not None and not 0 <= transient < num_steps:
-            raise ValueError(f"transient must lie in [0, {num_steps - 1}], below num_steps; got {transient}.")
-        if max_overhead is not None and not max_overhead > 0:
-            raise ValueError(f"max_overhead must be above 0, or None; got {max_overhead}.")
-        if dtype not in (None, "float32", "float64"):
-            raise ValueError(f"dtype must be 'float32', 'float64' or None; got {dtype!r}.")
-        self._settings = Settings(
-            k, transient, interval, None if dtype is None else getattr(torch, dtype), tolerance, growth
-        )
-        if not prefix or prefix != prefix.strip("/"):
-            raise ValueError(f"prefix must be a name without slashes at its ends; got {prefix!r}.")
-        if scorer is not None and not isinstance(scorer, str | AeLLEScorer):
-            raise ValueError(
-                f"scorer must be 'general', a path, an AeLLEScorer or None; got an object of {type(scorer).__name__}."
-            )
-        if performance is not None and performance_range is None and scorer == "general":
-            raise ValueError(
-                "performance needs performance_range=(worst, best), the metric by chance and at best, as the general "
-                f"scorer reads a skill from 0 to 1; got performance={performance!r} alone."
-            )
-        if performance_range is not None:
-            if performance is None:
-                raise ValueError(f"performance_range is that of performance, which is None; got {performance_range}.")
-            if not all(map(math.isfinite, performance_range)) or performance_range[0] == performance_range[1]:
-                raise ValueError(f"performance_range must be two different numbers; got {performance_range}.")
-        self.module = module if module is None or isinstance(module, str) else list(module)
+        given = isinstance(module, Sequence) and not isinstance(module, str)
+        self.module = list(module) if given else module  # type: ignore[arg-type]
         self.k, self.num_sequences, self.num_steps = k, num_sequences, num_steps
         self.transient, self.interval, self.tolerance = transient, interval, tolerance
         self.growth, self.warm_start, self.dtype = growth, warm_start, dtype
         self.every_n_epochs, self.every_n_train_steps = every_n_epochs, every_n_train_steps
-        self.max_overhead, self.prefix = max_overhead, prefix
+        self.max_overhead, self.prefix, self.metrics = max_overhead, prefix, metrics
         self.histogram, self.figures, self.report, self.prog_bar = histogram, figures, report, prog_bar
         self.scorer, self.performance, self.performance_range = scorer, performance, performance_range
+        self._options()  # which checks them
+        self._history = History(prefix)
+        self._notices = Notices(type(self).__name__, rank_zero_info, _warn)
+        self._schedule = Schedule(every_n_epochs, every_n_train_steps)
+        self._begin(Budget(max_overhead))
+        self._is_resumed = False
 
-        self.history = History(prefix)
+    def _begin(self, budget: Budget) -> None:
+        self._budget, self._clock = budget, Clock(lambda: budget.away)
+        self._session: Session | None = None
+        self._performance: Performance | None = None
         self.spectrum: LyapunovSpectrum | None = None
-        self._scoring = Scoring(scorer, performance, performance_range, prefix, self._tell_once)
-        self._layers: Layers | None = None
-        self._told: set[str] = set()
-        self._budget = Budget(max_overhead)
-        self._panels = Panels(figures, self._warn_of_logger)
-        self._seconds_at_start = 0.0  # spent measuring before this fit
-        self._trained_before = 0.0  # seconds of training before this fit
-        self._started: float | None = None
-        self._measured_at: tuple[int, int] | None = None  # global step and epoch of the last measurement of this fit
+        self.score: AeLLEScore | None = None
         self._logged_at = 0  # place of the last measurement on the loggers' axis
+        self._has_warned_of_skip = False
+
+    def _options(self) -> Options:
+        """What the session is told: the arguments as they are now."""
+        return Options(**{name: getattr(self, name) for name in Options.names()})
 
     @property
-    def score(self) -> AeLLEScore | None:
-        """The last score; None before the first, and where there is none of the last spectrum."""
-        return self._scoring.score
+    def history(self) -> History:
+        """What was measured in the last fit; of those before it :attr:`History.earlier`."""
+        return self._history
 
     # ---------------------------------------------------------------- being a guest
 
@@ -260,18 +218,30 @@ class LyapunovSpectrumCallback(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the layers, which ``configure_model`` may only just have made, and watch what drives them."""
         self._release()
-        self._measured_at = None
-        self._scoring.begin()
+        self._notices.begin()
+        goes_on = self._is_resumed or (trainer.global_step > 0 and len(self._history) > 0)
+        budget, clock = self._budget, self._clock
+        self._begin(budget if goes_on else Budget(self.max_overhead))
+        if goes_on:
+            self._clock = clock
+        else:
+            self._history.begin()
+        self._is_resumed = False
+        self._schedule = Schedule(self.every_n_epochs, self.every_n_train_steps)
         if trainer.barebones:
             return  # a run without logging, made to time the training itself
         try:
-            self._layers = Layers(pl_module, self.module, self.num_sequences, self.num_steps, self._tell_once)
+            options = self._options()
+            self._session = Session(
+                pl_module, options, self._history, self._budget, self._clock, self._notices, TrainerRanks(trainer)
+            )
+            self._performance = Performance(options, self._notices.tell)
         except Exception as error:
-            self._warn(error)
+            warn_of_failure(self._notices, error)
             return
         if trainer.is_global_zero:
-            self._scoring.load()
-            self._panels.begin(trainer.loggers, self.prefix)
+            with self._budget.spending("logging"):
+                self._session.panels.begin(trainer.loggers, self.prefix)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Take the hooks off again."""
@@ -280,54 +250,33 @@ class LyapunovSpectrumCallback(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Take the hooks off also when the fit breaks off: Lightning calls nothing else then."""
-        self._write_report(trainer, pl_module)
+        self._write_report(trainer)
         self._release()
 
-    # ---------------------------------------------------------------- at the end
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw the whole run once more: it holds nothing up now."""
-        if trainer.is_global_zero and len(self.history):
-            self._draw(trainer)
-            self._panels.close(trainer.loggers, self.history, self._logged_at)
-        self._write_report(trainer, pl_module)
-
-    def _write_report(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The page about the run, as far as it came."""
-        if self.report is None or not trainer.is_global_zero or not len(self.history):
-            return
-        try:
-            from lightning_lyapunov.report import write_report
-
-            name = type(pl_module).__name__
-            path = Path(self.report) / ("lyapunov.html" if self.prefix == "lyapunov" else f"{self.prefix}.html")
-            settings = {key: value for key, value in vars(self).items() if key in _arguments()}
-            title, latent_map = f"Lyapunov spectrum of {name}", self._panels.map_for(self._scoring.ready)
-            written = write_report(self.history, path, settings=settings, title=title, latent_map=latent_map)
-            self._tell_once(f"wrote {written}", subject=f"report {written}")
-        except Exception as error:
-            self._tell_once(f"the report could not be written: {error}", warn=True, subject="report")
-
     def _release(self) -> None:
-        self._trained_before, self._started = self._training_seconds(), None
-        if self._layers is not None:
-            self._layers.remove()
-        self._layers = None
-        self._scoring.release()
+        self._clock.stop()
+        if self._session is not None:
+            self._session.close()
+        self._session = None
 
     # ---------------------------------------------------------------- what drives the layers
 
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget the inputs of an earlier epoch: the same rows come again, and the layers below have learnt since."""
+        if self._session is not None and self._schedule.at is not None:
+            self._session.layers.forget("training")
+
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget the inputs of an earlier validation: the layers below may have learnt since."""
-        if self._layers is not None:
-            self._layers.forget_validation()
+        if self._session is not None:
+            self._session.layers.forget("validation")
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Record the first validation batches."""
-        if self._layers is not None:
-            self._layers.begin_batch("validation")
+        if self._session is not None:
+            self._session.layers.begin_batch("validation")
 
     def on_validation_batch_end(
         self,
@@ -338,297 +287,188 @@ class LyapunovSpectrumCallback(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Record no more."""
-        if self._layers is not None:
-            self._layers.end_batch("validation")
+        """Stop recording."""
+        if self._session is not None:
+            self._session.layers.end_batch("validation")
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Record a training batch if it may be needed."""
-        if self._layers is not None and self._is_worth_recording(self._layers, trainer, batch_idx):
-            self._layers.begin_batch("training")
+        if self._session is not None:
+            layers = self._session.layers
+            has_validation = layers.have_recorded("validation")
+            if self._schedule.is_worth_recording(trainer, batch_idx, has_validation=has_validation):
+                layers.begin_batch("training")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Measure within the epoch, where ``every_n_train_steps`` asks for it."""
-        if self._layers is not None:
-            self._layers.end_batch("training")
-        if self.every_n_train_steps is not None and self._is_due(trainer):
-            self._measure_and_log(trainer, pl_module, "step")
-
-    def _is_worth_recording(self, layers: Layers, trainer: pl.Trainer, batch_idx: int) -> bool:
-        """The first batch always; the last ones if no validation follows; all of them near a measurement between."""
-        if batch_idx == 0:
-            return True
-        if self.every_n_train_steps is not None:
-            last = self._measured_at[0] if self._measured_at else trainer.global_step
-            return trainer.global_step + 1 - last >= self.every_n_train_steps
-        every = trainer.check_val_every_n_epoch
-        validation_follows = (
-            trainer.enable_validation and every is not None and (trainer.current_epoch + 1) % every == 0
-        )
-        if validation_follows and layers.have_recorded("validation"):
-            return False
-        return batch_idx >= trainer.num_training_batches - _RECENT or math.isinf(trainer.num_training_batches)
+        if self._session is not None:
+            self._session.layers.end_batch("training")
+            if self.every_n_train_steps is not None and self._schedule.is_due(trainer, "training"):
+                self._measure_and_log(self._session, trainer, pl_module, "step")
 
     # ---------------------------------------------------------------- when to measure
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measure before the first update, on what the sanity check brought."""
+        """Measure before the first update, on what the sanity check brought, if validation drives the series."""
         with suppress(Exception):  # advice about other callbacks, of whatever kind they are, must not end a run
             warn_of_impatience(trainer, self)
-        self._started, self._seconds_at_start = time.perf_counter(), self._budget.spent
-        if trainer.global_step == 0 and self._has_recorded(trainer):
-            self._measure_and_log(trainer, pl_module, "before training")
+        self._clock.start()
+        self._schedule.begin(trainer)
+        session = self._session
+        is_first = trainer.global_step == 0 and self._schedule.source == "validation"
+        if session is not None and is_first and session.has_recorded("validation"):
+            self._measure_and_log(session, trainer, pl_module, "before training")
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """Measure before the first update, on the first training batch, if there was no sanity check."""
-        if trainer.global_step == 0 and self._measured_at is None and self._has_recorded(trainer):
-            self._measure_and_log(trainer, pl_module, "before training")
+        session = self._session
+        if session is None:
+            return
+        if trainer.global_step == 0 and self._schedule.at is None and session.has_recorded("training"):
+            self._measure_and_log(session, trainer, pl_module, "before training")
+        session.layers.end_turn("training")  # a closure that is evaluated again passes over the same rows
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure in time for whatever monitors at the end of validation."""
-        if not trainer.sanity_checking and self._is_due(trainer):
-            self._measure_and_log(trainer, pl_module, "validation")
+        if self._session is not None and not trainer.sanity_checking and self._schedule.is_due(trainer, "validation"):
+            self._measure_and_log(self._session, trainer, pl_module, "validation")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember what the validation came to: read again at a later measurement, it is no news."""
-        if not trainer.sanity_checking:
-            self._scoring.note_validation(trainer)
+        if self._performance is not None and not trainer.sanity_checking:
+            self._performance.note_validation(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measure if the weights have moved since the last time: no validation has run."""
-        if self._is_due(trainer):
-            self._measure_and_log(trainer, pl_module, "epoch")
+        """Measure if training drives the series and the weights have moved since the last time."""
+        if self._session is not None and self._schedule.is_due(trainer, "training"):
+            self._measure_and_log(self._session, trainer, pl_module, "epoch")
 
-    def _is_due(self, trainer: pl.Trainer) -> bool:
-        """Whether the weights have moved, and often enough; the same on all ranks."""
-        if self._measured_at is None:
-            return True
-        step, epoch = self._measured_at
-        if trainer.global_step == step:
-            return False
-        if self.every_n_train_steps is not None:
-            return trainer.global_step - step >= self.every_n_train_steps
-        return step == 0 or self.every_n_epochs == 1 or trainer.current_epoch - epoch >= self.every_n_epochs
-
-    def _has_recorded(self, trainer: pl.Trainer) -> bool:
-        """Whether inputs have reached a layer, on any rank."""
-        return self._layers is not None and any(gather(trainer, self._layers.have_recorded()))
-
-    def _affordable(self, layers: Layers) -> Plan | None:
-        """How much of a measurement keeps the time spent measuring within its share; None: nothing does."""
-        must = self._measured_at is None or self._measured_at[0] == 0  # the first epoch, also after a resume
-        whole = self._whole_plan(layers)
-        plan = self._budget.choose(whole, self._training_seconds(), must=must)
-        if plan != whole:
-            self._tell_once(
-                f"to stay under {self.max_overhead:.0%} of the training time, measurements are made smaller or spaced "
-                f"out; a whole one takes {self._budget.predicted(whole):.2g} s. max_overhead=None always makes whole "
-                "ones; a smaller k, num_sequences or num_steps costs less.",
-                subject="budget",
-            )
-        return plan
-
-    def _whole_plan(self, layers: Layers) -> Plan:
-        """What is measured where there is no bound, in the terms of the largest layer."""
-        return Plan(self.num_sequences, self.k if self.k is not None else layers.largest_state)
-
-    def _training_seconds(self) -> float:
-        """Seconds trained so far, those spent measuring not counted."""
-        if self._started is None:
-            return self._trained_before
-        elapsed = time.perf_counter() - self._started
-        return self._trained_before + elapsed - (self._budget.spent - self._seconds_at_start)
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure the weights that training ends with, and draw the whole run once more."""
+        session = self._session
+        if session is None:
+            return
+        if self._schedule.has_moved(trainer) and session.has_recorded():
+            self._measure_and_log(session, trainer, pl_module, "end")
+        if trainer.is_global_zero and len(self._history):
+            session.draw(trainer.loggers, self._logged_at, last=True)
+            with self._budget.spending("logging"):
+                session.panels.close(trainer.loggers, self._history, self._logged_at)
+        self._write_report(trainer)
 
     # ---------------------------------------------------------------- measuring
 
-    def _measure_and_log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, when: _When) -> None:
+    def _measure_and_log(
+        self, session: Session, trainer: pl.Trainer, pl_module: pl.LightningModule, when: When
+    ) -> None:
         """Measure on all ranks together and log the same on each; rank zero decides how much, and keeps the history."""
-        if self._layers is None:
-            return
-        performance = self._scoring.performance_so_far(trainer, self._measured_at)  # on every rank: it may be reduced
-        plan = from_rank_zero(trainer, self._affordable(self._layers) if trainer.is_global_zero else None)
-        if plan is None:
-            return
+        assert self._performance is not None
+        # On every rank: a metric may be reduced over them as it is read.
+        performance = self._performance.so_far(trainer, self._schedule.at)
+        promised = when == "end" or self._schedule.is_promised()
         with trainer.profiler.profile(f"[{type(self).__name__}]measure"):  # type: ignore[attr-defined]
-            metrics = self._measure(trainer, self._layers, when, performance, plan)
-        self._measured_at = (trainer.global_step, trainer.current_epoch)
-        if metrics is not None:
-            self._log(trainer, pl_module, metrics, when)
-            if trainer.is_global_zero:
-                self._tell_news()
-                self._draw_if_due(trainer, self._layers)
+            figures = session.measure(
+                trainer.global_step,
+                trainer.current_epoch,
+                source=self._schedule.source,
+                promised=promised,
+                progress=_progress(trainer),
+                performance=performance,
+            )
+        if figures is None and session.was_skipped:
+            if not self._has_warned_of_skip:
+                self._has_warned_of_skip = True
+                with suppress(Exception):
+                    warn_of_skip(trainer, self)
+            return
+        self._schedule.note(trainer)
+        if figures is None:
+            return
+        self.spectrum, self.score = session.spectrum, session.scoring.score
+        self._log(session, trainer, pl_module, figures, when)
+        if when != "end":
             for other in trainer.callbacks:  # type: ignore[attr-defined]  # who acts on it, wherever in the list
                 if hasattr(other, "on_lyapunov_measurement"):
                     other.on_lyapunov_measurement(trainer, self)
 
-    def _measure(
-        self, trainer: pl.Trainer, layers: Layers, when: _When, performance: float | None, plan: Plan
-    ) -> dict[str, float] | None:
-        """The metrics of the weights as they are, the same on all ranks; None if it could not be done."""
-        start = time.perf_counter()
-        metrics = None
-        try:
-            self.spectrum = self._spectrum_now(trainer, layers, when, plan)
-            if trainer.is_global_zero:
-                found = self._metrics(self.spectrum)  # reads from the device, so that the time below is all it took
-                scores = self._scoring.scores(self.spectrum, layers.measured, trainer.global_step, performance)
-                metrics = found | scores
-        except Exception as error:
-            self._warn(error)
-        finally:
-            seconds = time.perf_counter() - start
-            self._budget.note(plan, seconds)
-        if metrics is not None:
-            metrics["seconds"] = seconds
-            if trainer.global_step > 0:
-                metrics["overhead"] = self._budget.spent / self._training_seconds()
-            self._keep(trainer, layers, metrics, performance)
-        return from_rank_zero(trainer, metrics)
+    def _log(
+        self,
+        session: Session,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        figures: Mapping[str, float],
+        when: When,
+    ) -> None:
+        self._logged_at = logging_step(trainer, when)
+        with self._budget.spending("logging"):
+            exponents = session.spectrum.exponents if self.histogram and session.spectrum is not None else None
+            log_figures(trainer, figures, when, self._options(), exponents, session.warn_of_logger)
+            if self.prog_bar and when not in ("before training", "end"):
+                is_step = when == "step"
+                pl_module.log(
+                    f"{self.prefix}_max",
+                    figures["max"],
+                    prog_bar=True,
+                    logger=False,
+                    on_step=is_step,
+                    on_epoch=not is_step,
+                )
+        if trainer.is_global_zero:
+            session.tell_news()
+            if when != "end":
+                session.draw(trainer.loggers, self._logged_at)
 
-    def _keep(self, trainer: pl.Trainer, layers: Layers, metrics: dict[str, float], performance: float | None) -> None:
-        """Add the measurement to the history."""
-        spectrum = self.spectrum
-        assert spectrum is not None
-        self.history.append(
-            Measurement.of(
-                spectrum,
-                step=trainer.global_step,
-                epoch=trainer.current_epoch,
-                metrics=metrics,
-                length=layers.longest or None,
-                latent=None if self.score is None else self.score.latent,
-                reached=performance,
-            )
-        )
-
-    def _spectrum_now(self, trainer: pl.Trainer, layers: Layers, when: _When, plan: Plan) -> LyapunovSpectrum:
-        """Of the inputs of validation where one has just run, since it is the same data each time; else training's."""
-        spectrum = layers.spectrum(
-            trainer,
-            "training" if when in ("step", "epoch") else "validation",
-            plan,
-            self._settings,
-            warm_start=self.warm_start,
-        )
-        if any(part.exponents[0].isnan() for part in (spectrum, *spectrum.parts.values())):
-            raise ValueError("the largest exponent is NaN: the states of the network overflow along its inputs.")
-        return spectrum
-
-    def _metrics(self, spectrum: LyapunovSpectrum) -> dict[str, float]:
-        """What is logged, by name: finite numbers only; what is unknown is left out."""
-        values = spectrum_features(spectrum)
-        values["floored"] = float((spectrum.exponents <= FLOOR).sum())
-        if spectrum.parts:
-            values |= {f"{name}/max": float(part.exponents[0]) for name, part in spectrum.parts.items()}
-        return {name: min(max(value, _lowest(name)), MOST) for name, value in values.items() if not math.isnan(value)}
-
-    # ---------------------------------------------------------------- logging
-
-    def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, named: dict[str, float], when: _When) -> None:
-        metrics = {key_of(name, self.prefix): value for name, value in named.items()}
-        if when in ("validation", "epoch"):
-            pl_module.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1, sync_dist=trainer.world_size > 1)
-        elif when == "step":
-            # Monitors see it through Lightning; the loggers get it directly, or log_every_n_steps would drop most.
-            pl_module.log_dict(metrics, on_step=True, on_epoch=False, batch_size=1, logger=False)
-        if self.prog_bar and when != "before training":
-            on_step = when == "step"
-            pl_module.log(
-                f"{self.prefix}_max", named["max"], on_step=on_step, on_epoch=not on_step, prog_bar=True, logger=False
-            )
-        step = self._logged_at = _logging_step(trainer, when)
-        for logger in trainer.loggers:
-            try:
-                if when in ("before training", "step"):
-                    logger.log_metrics({**metrics, "epoch": float(trainer.current_epoch)}, step=step)
-                if self.histogram and self.spectrum is not None and trainer.is_global_zero:
-                    log_histogram(logger, f"{self.prefix}/spectrum", self.spectrum.exponents, step)
-            except Exception as error:  # a tracker that is down is no reason to end a run
-                self._warn_of_logger(logger, error)
-
-    def _tell_news(self) -> None:
-        """Say it in words when a state begins."""
-        try:
-            for finding in news(self.history):
-                level = logging.WARNING if finding.level == "warning" else logging.INFO
-                _log.log(level, "%d updates: %s", self.history[-1].step, finding.text)
-        except Exception as error:
-            self._tell_once(f"what the measurement means could not be told: {error}", warn=True, subject="news")
-
-    def _draw_if_due(self, trainer: pl.Trainer, layers: Layers) -> None:
-        """Draw pictures if it is time, and if the budget leaves room for them beside the next measurement."""
-        if not self._panels.is_due(trainer.loggers):
-            return
-        needed = self._panels.seconds + self._budget.predicted(self._whole_plan(layers))
-        if self._budget.allows(needed, self._training_seconds()):
-            self._budget.spent += self._draw(trainer)
-
-    def _draw(self, trainer: pl.Trainer) -> float:
-        """Draw, and the seconds it took."""
-        try:
-            with trainer.profiler.profile(f"[{type(self).__name__}]draw"):  # type: ignore[attr-defined]
-                return self._panels.draw(trainer.loggers, self.history, self._logged_at, self._scoring.ready)
-        except Exception as error:
-            self._panels.every = None
-            self._tell_once(f"no pictures are drawn: {error}", warn=not isinstance(error, ImportError))
-            return 0.0
-
-    def _warn_of_logger(self, logger: Any, error: Exception) -> None:
-        text = f"{type(logger).__name__} refused the measurement ({type(error).__name__}: {error})."
-        self._tell_once(text, warn=True, subject=type(logger).__name__)
-
-    def _warn(self, error: Exception) -> None:
-        self._tell_once(
-            f"the Lyapunov spectrum could not be measured, training goes on without it: {error} "
-            "(EarlyStopping that monitors it needs strict=False to go on too; ModelCheckpoint that does cannot, before "
-            "there is a first value.)",
-            warn=True,
-            subject="failure",
-        )
-
-    def _tell_once(self, text: str, *, warn: bool = False, subject: str | None = None) -> None:
-        """Say something once in the life of this callback."""
-        if (subject or text) in self._told:
-            return
-        self._told.add(subject or text)
-        text = f"{type(self).__name__}: {text}"
-        if warn:
-            rank_zero_warn(text, stacklevel=4)
-        else:
-            rank_zero_info(text)
+    def _write_report(self, trainer: pl.Trainer) -> None:
+        if self.report is not None and self._session is not None and trainer.is_global_zero:
+            self._session.write_report(self.report, self._arguments)
 
     # ---------------------------------------------------------------- state
 
     @property
+    def _arguments(self) -> dict[str, Any]:
+        """What the callback was told, by the names of its arguments."""
+        own = ("every_n_epochs", "every_n_train_steps", "report", "prog_bar")
+        return {name: getattr(self, name) for name in (*Options.names(), *own)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Arguments and plain values: what Lightning hangs on a callback is not pickled, nor is the model."""
+        return {"arguments": self._arguments, "state": self.state_dict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """The callback that was pickled, its history with it; what it last measured is there as figures alone."""
+        type(self).__init__(self, **state["arguments"])
+        self.load_state_dict(state["state"])
+        self._is_resumed = False
+
+    @property
     def state_key(self) -> str:
         """One per prefix and choice of layers."""
-        return self._generate_state_key(prefix=self.prefix, module=self.module)
+        module = list(self.module) if isinstance(self.module, Mapping) else self.module
+        return self._generate_state_key(prefix=self.prefix, module=module)
 
     def state_dict(self) -> dict[str, Any]:
         """History and clocks: tensors and plain values only."""
         return {
-            "history": self.history.state_dict(),
-            "measuring_seconds": self._budget.spent,
-            "training_seconds": self._training_seconds(),
-            "costs": [[plan.sequences, plan.k, seconds] for plan, seconds in self._budget.costs.items()],
+            "history": self._history.state_dict(),
+            "training_seconds": self._clock.trained,
+            "budget": self._budget.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint, with as much of it as another version of this package wrote and this one knows."""
-        kinds = {"history": object, "measuring_seconds": float, "training_seconds": float, "costs": list}
+        kinds = {"history": object, "training_seconds": float, "budget": dict}
         known, amiss = read_state(state_dict, kinds, "state")
-        amiss_in_history = self.history.load_state_dict(known.get("history", {}))
+        amiss_in_history = self._history.load_state_dict(known.get("history", {}))
         amiss += amiss_in_history if "history" in known else []
-        self._budget.spent = self._seconds_at_start = known.get("measuring_seconds", 0.0)
-        self._trained_before = known.get("training_seconds", 0.0)
-        costs = [c for c in known.get("costs", []) if isinstance(c, list) and [*map(type, c)] == [int, int, float]]
-        self._budget.costs = {Plan(sequences, k): seconds for sequences, k, seconds in costs}
+        self._budget.load_state_dict(known.get("budget", {}))
+        self._clock.trained = known.get("training_seconds", 0.0)
+        self._is_resumed = True
         if amiss:
-            self._tell_once(
+            self._notices.tell(
                 f"the checkpoint is of another version of this package ({'; '.join(amiss)}); what it lacks begins "
                 "anew.",
                 warn=True,
@@ -636,20 +476,17 @@ class LyapunovSpectrumCallback(pl.Callback):
             )
 
 
-def _lowest(name: str) -> float:
-    """What a figure is logged as where it is lower: a rate at most so low, a change over a sequence as it is."""
-    return -MOST if name.startswith("gradient_") else FLOOR
+def _progress(trainer: pl.Trainer) -> float:
+    """Share of the fit that is done; 1 where it has no end that is known."""
+    epochs, steps = trainer.max_epochs or 0, trainer.max_steps or 0
+    shares = [trainer.current_epoch / epochs] if epochs > 0 else []
+    shares += [trainer.global_step / steps] if steps > 0 else []
+    return min(max(shares, default=1.0), 1.0)
 
 
-def _arguments() -> set[str]:
-    """What the callback can be told."""
-    return set(inspect.signature(LyapunovSpectrumCallback).parameters)
+def _warn(text: str) -> None:
+    rank_zero_warn(text, stacklevel=6)
 
 
-def _logging_step(trainer: pl.Trainer, when: _When) -> int:
-    """Where Lightning puts ``self.log`` of the same moment on the loggers' axis, which counts batches, not updates."""
-    try:
-        step = int(trainer.fit_loop.epoch_loop._batches_that_stepped)
-    except AttributeError:
-        step = trainer.global_step
-    return max(0, step - 1) if when == "epoch" else step  # by then the counter has moved on
+if hasattr(torch.serialization, "add_safe_globals"):  # a pickle of one holds its arguments and plain values
+    torch.serialization.add_safe_globals([LyapunovSpectrumCallback])

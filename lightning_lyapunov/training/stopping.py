@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from inspect import signature
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_lyapunov.names import MEASURED, SCORED, key_of, name_of
+from lightning_lyapunov.names import MEASURED, SCORED, current_key, current_name, key_of, name_of, renaming
 from lightning_lyapunov.reading.conditions import (
     FAILS,
     FAMILIAR,
@@ -49,7 +50,9 @@ class LyapunovEarlyStopping(pl.Callback):
                               with networks like it
     ========================  ==========================================================================================
 
-    An error is the half-width of a 95 % bar.
+    An error is the half-width of a 95 % bar. Only measurements that the same data drove are compared: where that of
+    before the first update was driven by training data and the others are by validation data, all counts begin with
+    those.
 
     Args:
         conditions: One condition or several; None if a key is monitored alone.
@@ -102,6 +105,9 @@ class LyapunovEarlyStopping(pl.Callback):
                 f"monitor must be a key measured under the prefix {prefix!r}: {', '.join(keys)}, or of one layer "
                 f"{prefix}/<layer>/max; got {monitor!r}. For other metrics there is Lightning's EarlyStopping."
             )
+        if monitor is not None and (renamed := renaming(monitor, prefix)):
+            rank_zero_warn(f"LyapunovEarlyStopping: {renamed}", stacklevel=3)
+            monitor = current_key(monitor, prefix)
         if mode not in ("min", "max"):
             raise ValueError(f"mode must be 'min' or 'max'; got {mode!r}.")
         if patience < 1:
@@ -121,6 +127,7 @@ class LyapunovEarlyStopping(pl.Callback):
         self.reason: str | None = None
         self._counts: dict[str, int] = {}  # measurements in a row that speak for stopping, by condition or key
         self._best: float | None = None
+        self._source: str | None = None  # of the measurements that these are of; None where that is not known
         self._missed = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -168,6 +175,7 @@ class LyapunovEarlyStopping(pl.Callback):
 
     def _decide(self, history: History) -> str | None:
         """Why to stop after the newest measurement, in words; None if not."""
+        self._keep_to(history[-1].source)
         before_training = history[-1].step == 0 and not self.before_training
         reasons = []
         for condition in self.conditions:
@@ -182,6 +190,12 @@ class LyapunovEarlyStopping(pl.Callback):
                 f"a row; now it is {self._value(self.monitor, history):.4g}"
             )
         return "; ".join(reasons) + "." if reasons else None
+
+    def _keep_to(self, source: str) -> None:
+        """Count anew where other data drives the measurements."""
+        if self._source not in (None, source):
+            self._counts, self._best = {}, None
+        self._source = source
 
     def _holds(self, condition: Condition, history: History) -> bool:
         if condition == "converged":
@@ -244,24 +258,46 @@ class LyapunovEarlyStopping(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """How far patience has run out; the reason is not kept, so that a run resumed after a stop may go on."""
-        return {"counts": dict(self._counts), "best": self._best}
+        state = {"counts": dict(self._counts), "best": self._best}
+        return state if self._source is None else state | {"source": self._source}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint, with as much of it as another version of this package wrote and this one knows."""
-        known, amiss = read_state(state_dict, {"counts": dict, "best": float | None}, "state")
+        kinds = {"counts": dict, "best": float | None, "source": str}
+        known, amiss = read_state(state_dict, kinds, "state", optional=("source",))
         self._counts, self._best = dict(known.get("counts", {})), known.get("best")
+        self._source = known.get("source")
         if amiss:
             rank_zero_warn(
                 f"LyapunovEarlyStopping: the checkpoint is of another version of this package ({'; '.join(amiss)}); "
                 "what it lacks begins anew."
             )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What it was made with, and how far it has come: plain values, with what a subclass or a user has added."""
+        arguments = {name: getattr(self, name) for name in _ARGUMENTS}
+        state = {"arguments": arguments, "state": self.state_dict(), "reason": self.reason}
+        added = {
+            name: value for name, value in vars(self).items() if name not in vars(LyapunovEarlyStopping("chaotic"))
+        }
+        return state | ({"added": added} if added else {})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make it anew, as it was."""
+        LyapunovEarlyStopping.__init__(self, **state["arguments"])
+        self.load_state_dict(state["state"])
+        self.reason = state["reason"]
+        vars(self).update(state.get("added", {}))
+
+
+_ARGUMENTS = tuple(signature(LyapunovEarlyStopping).parameters)
+
 
 def warn_of_impatience(trainer: pl.Trainer, callback: Any) -> None:
     """Warn of stock EarlyStopping that watches a key of ``callback`` and checks it more often than it is measured.
 
     It takes an old value that it reads again for one that is no better. To be called when training starts, as only
-    then all intervals are known. A measurement that the budget leaves out cannot be foreseen here.
+    then all intervals are known. For a measurement that the budget leaves out there is :func:`warn_of_skip`.
     """
     for stopper in trainer.callbacks:  # type: ignore[attr-defined]
         if not _is_a(stopper, "EarlyStopping") or not _is_key(stopper.monitor, callback.prefix):
@@ -273,10 +309,51 @@ def warn_of_impatience(trainer: pl.Trainer, callback: Any) -> None:
                 f"EarlyStopping(monitor={stopper.monitor!r}, patience={patience}) is checked about {checks:.2g} times "
                 f"per measurement ({interval}={getattr(callback, interval)}) and takes each check in between for one "
                 f"without improvement. A patience of {patience} measurements is "
-                f"patience={math.ceil(patience * checks)}; or use LyapunovEarlyStopping("
-                f"monitor={stopper.monitor!r}, patience={patience}), which counts measurements.",
+                f"patience={math.ceil(patience * checks)}; or use {_ours_for(stopper, callback)}, which counts "
+                "measurements.",
                 stacklevel=3,
             )
+
+
+def warn_of_skip(trainer: pl.Trainer, callback: Any) -> bool:
+    """Warn of stock EarlyStopping and ModelCheckpoint that will take an old value of our keys for a new one.
+
+    To be called at the first measurement of a fit that ``max_overhead`` leaves out.
+
+    Args:
+        trainer: Whose callbacks they are.
+        callback: The one that measures, with its ``prefix`` and ``max_overhead``.
+
+    Returns:
+        Whether there was one to warn of.
+    """
+    warned = False
+    for other in trainer.callbacks:  # type: ignore[attr-defined]
+        is_stopper = _is_a(other, "EarlyStopping")
+        if not (is_stopper or _is_a(other, "ModelCheckpoint")) or not _is_key(other.monitor, callback.prefix):
+            continue
+        if is_stopper:
+            name = f"EarlyStopping(monitor={other.monitor!r}, patience={other.patience})"
+            harm = "which takes a value that it reads again for one without improvement"
+            instead = f"{_ours_for(other, callback)} in its place counts measurements; "
+        else:
+            name, instead = f"ModelCheckpoint(monitor={other.monitor!r})", ""
+            harm = "which ranks weights by the last value known, that of older ones"
+        warned = True
+        rank_zero_warn(
+            f"A measurement was left out to stay within max_overhead={callback.max_overhead}, and more may follow. "
+            f"{name} watches what is measured, {harm}. {instead}max_overhead=None leaves no measurement out, a larger "
+            "share fewer.",
+            stacklevel=3,
+        )
+    return warned
+
+
+def _ours_for(stopper: Any, callback: Any) -> str:
+    """What stands in for stock EarlyStopping, as it is written."""
+    mode, prefix = getattr(stopper, "mode", "min"), callback.prefix
+    options = f", mode={mode!r}" * (mode != "min") + f", prefix={prefix!r}" * (prefix != "lyapunov")
+    return f"LyapunovEarlyStopping(monitor={stopper.monitor!r}, patience={stopper.patience}{options})"
 
 
 def _checks_per_measurement(trainer: pl.Trainer, callback: Any, stopper: Any) -> float:
@@ -312,6 +389,7 @@ def _is_key(key: str | None, prefix: str) -> bool:
     name = None if key is None else name_of(key, prefix)
     if name is None:
         return False
+    name = current_name(name)
     return name in (*MEASURED, *SCORED) or (name.endswith("/max") and not name.startswith("aelle/"))  # of a layer
 
 

@@ -4,7 +4,6 @@ import copy
 import gc
 import io
 import pickle
-import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from lightning_lyapunov import lyapunov_spectrum
-from lightning_lyapunov.capture.finding import find_layers
+from lightning_lyapunov.capture.finding import Found, find
 from lightning_lyapunov.capture.probe import Probe, driven_by
 from lightning_lyapunov.engine.sequences import Sequences
 
@@ -192,7 +191,7 @@ def test_memory_is_bounded_whatever_the_model_does() -> None:
     for watched, call in [(layer, windows), (cell, one_by_one), (cell, long_loop)]:
         for keep_latest in (False, True):
             probe = recorded(watched, *[call] * 12, sequences=6, steps=5, keep_latest=keep_latest)
-            held = sum(c.inputs.numel() // INPUT for batch in probe._batches for c in batch)
+            held = sum(c.inputs.numel() // INPUT for batch in probe._batches for c in batch.calls)
             assert held <= 3 * 6 * 5
             inputs, _, _ = probe.sequences()
             assert len(inputs) <= 6 and max(inputs.lengths) == len(inputs.values) <= 5
@@ -379,19 +378,11 @@ def test_nothing_recorded_is_refused() -> None:
 
 
 def test_module_that_is_no_cell_is_refused_outside_the_forward_pass() -> None:
-    plain, pair = nn.Linear(3, 3), nn.LSTM(3, 3)
+    plain = nn.Linear(3, 3)
     probe = recorded(plain, lambda: plain(torch.zeros(2, 3)))
     assert probe.has_recorded
     with pytest.raises(ValueError, match=r"Linear\.forward must take \(x, state\).*\['input'\]"):
         probe.sequences()
-
-    class Nested(nn.Module):
-        def forward(self, x: Tensor, state: Any) -> Any:
-            return x, pair(x)[1]
-
-    nested = Nested()
-    with pytest.raises(ValueError, match="the state of Nested must be a tensor or a tuple of them; got"):
-        recorded(nested, lambda: nested(torch.zeros(2, 1, 3), None)).sequences()
 
 
 # ---------------------------------------------------------------- being a guest
@@ -483,7 +474,7 @@ def test_what_drives_the_layers_of_a_network_is_measured_as_by_hand() -> None:
     network = nn.ModuleDict({"first": first, "second": second, "idle": idle})
     network.forward = lambda x: second(first(x)[0])[0]  # type: ignore[method-assign]
     x = noise(STEPS, BATCH, INPUT)
-    driven = driven_by(network, dict(network.items()), x)
+    driven = driven_by(network, {name: Found(layer) for name, layer in network.items()}, x)
     assert list(driven) == ["first", "second"]
     assert [part.dimension for part in driven.values()] == [HIDDEN, 4]
     assert_rows(driven["first"].inputs, list(x.transpose(0, 1)))
@@ -491,41 +482,13 @@ def test_what_drives_the_layers_of_a_network_is_measured_as_by_hand() -> None:
     assert all(hooks_of(layer) == 0 for layer in network.values())
 
 
-# ---------------------------------------------------------------- finding layers
-
-
-def named(**modules: nn.Module) -> nn.Module:
-    model = nn.Module()
-    for name, module in modules.items():
-        model.add_module(name, module)
-    return model
-
-
-def test_finds_every_kind_in_lists_and_nested_modules() -> None:
-    stack = nn.ModuleList([nn.GRU(3, 4), nn.LSTM(4, 4)])
-    model = named(encoder=named(stack=stack, cell=nn.LSTMCell(3, 4)), head=nn.Linear(4, 1), rnn=nn.RNN(3, 4))
-    layers, unsupported = find_layers(model)
-    assert list(layers) == ["encoder.stack.0", "encoder.stack.1", "encoder.cell", "rnn"]
-    assert layers["encoder.stack.1"] is stack[1]
-    assert unsupported == []
-
-
-def test_sees_through_compiled_wrappers() -> None:
-    inner = nn.LSTM(3, 4)
-    block = named(rnn=torch.compile(inner, backend="eager"), head=nn.Linear(4, 1))
-    for model in (
-        named(block=torch.compile(block, backend="eager")),
-        torch.compile(named(block=block), backend="eager"),
-    ):
-        layers, unsupported = find_layers(model)
-        assert list(layers) == ["block.rnn"] and layers["block.rnn"] is inner and unsupported == []
-        assert find_layers(model, "block.rnn")[0]["block.rnn"] is inner
+# ---------------------------------------------------------------- compiled modules
 
 
 def test_compiled_layer_is_recorded() -> None:
     layer, x = layer_of(), noise(STEPS, BATCH, INPUT)
-    model = named(rnn=torch.compile(layer, backend="eager"))
-    inputs, _, _ = recorded(find_layers(model)[0]["rnn"], lambda: model.rnn(x)).sequences()
+    model = nn.ModuleDict({"rnn": torch.compile(layer, backend="eager")})
+    inputs, _, _ = recorded(find(model)[0]["rnn"].module, lambda: model["rnn"](x)).sequences()
     assert_rows(inputs, list(x.transpose(0, 1)))
 
 
@@ -535,75 +498,3 @@ def test_compiled_cell_says_why_it_cannot_be_watched() -> None:
     start = noise(BATCH, 4, seed=1), noise(BATCH, 2, seed=2)
     with pytest.raises(ValueError, match="a compiled cell cannot be watched"):
         recorded(cell, lambda: unrolled(compiled, x, start)).sequences()
-
-
-def test_shared_module_is_measured_once_and_has_both_names() -> None:
-    shared = nn.GRU(3, 4)
-    model = named(encoder=shared, decoder=shared)
-    assert list(find_layers(model)[0]) == ["encoder"]
-    assert find_layers(model, "decoder")[0] == {"decoder": shared}
-
-
-def test_takes_the_names_it_is_given() -> None:
-    model = named(a=nn.GRU(3, 4), b=nn.LSTM(3, 4), own=Gate())
-    assert find_layers(model, "own")[0] == {"own": model.own}
-    assert list(find_layers(model, ["b", "a"])[0]) == ["b", "a"]
-
-
-def test_unknown_name_lists_what_there_is() -> None:
-    model = named(encoder=nn.GRU(3, 4), head=nn.Linear(4, 1))
-    with pytest.raises(ValueError, match=r"the model has no 'rnn'; it has encoder \(GRU\), head \(Linear\)\."):
-        find_layers(model, "rnn")
-    with pytest.raises(ValueError, match=r"must name at least one layer; got none\. The model has encoder \(GRU\)"):
-        find_layers(model, [])
-
-
-def test_model_without_recurrence_lists_what_there_is() -> None:
-    with pytest.raises(ValueError, match=r"no nn\.RNN, nn\.GRU, nn\.LSTM or torch cell; it has head \(Linear\)\."):
-        find_layers(named(head=nn.Linear(4, 1)))
-    with pytest.raises(ValueError, match="it has no submodules"):
-        find_layers(nn.Linear(3, 3))
-    with pytest.raises(ValueError, match="and 10 more"):
-        find_layers(nn.Sequential(*[nn.Tanh() for _ in range(30)]))
-
-
-class LayerNormLSTM(nn.LSTM):
-    def forward(self, x: Tensor) -> Any:  # type: ignore[override]
-        return super().forward(x * 2)
-
-
-class SlimGRU(nn.Module):
-    """Named like a recurrent layer, but of the user's own making."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mix = nn.Linear(3, 3)
-
-
-class TextRNN(nn.Module):
-    """Named like one, and only holds one."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-
-def test_lookalikes_are_told_rather_than_measured() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch calls scripting deprecated
-        scripted = torch.jit.script(nn.LSTM(3, 4))
-    model = TextRNN(named(good=nn.GRU(3, 4), scripted=scripted, changed=LayerNormLSTM(3, 4), slim=SlimGRU()))
-    layers, unsupported = find_layers(model)
-    assert list(layers) == ["inner.good"]
-    told = dict(line.split(": ", 1) for line in unsupported)
-    assert set(told) == {"inner.scripted", "inner.changed", "inner.slim"}
-    assert "LSTM is not one of torch's own" in told["inner.scripted"]
-    assert "LayerNormLSTM replaces the forward pass of nn.LSTM" in told["inner.changed"]
-    assert "SlimGRU is not one of torch's own" in told["inner.slim"]
-
-
-def test_only_lookalikes_are_named_in_the_refusal() -> None:
-    with pytest.raises(ValueError, match="Found but not measurable: inner: SlimGRU is not one of"):
-        find_layers(TextRNN(SlimGRU()))
-    with pytest.raises(ValueError, match="Found but not measurable: the model: SlimGRU is not one of"):
-        find_layers(SlimGRU())

@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from wandb.proto import wandb_internal_pb2
 
 from lightning_lyapunov import LyapunovSpectrumCallback
-from lightning_lyapunov.monitoring.loggers.trackers import log_histogram
-from lightning_lyapunov.names import MEASURED, key_of
+from lightning_lyapunov.monitoring.loggers.trackers import log_measurement
+from lightning_lyapunov.names import LOGGED, MEASURED, SCORED, key_of
 
 HIDDEN, BATCHES = 4, 4  # batches an epoch
 KEYS = {*MEASURED} - {"overhead"}
@@ -74,8 +74,9 @@ def fitted(
     package: Any = pl,
     **trainer: Any,
 ) -> tuple[pl.Trainer, LyapunovSpectrumCallback]:
-    """Two epochs on the CPU, the whole spectrum measured each time."""
-    monitor = LyapunovSpectrumCallback(k=None, max_overhead=None, scorer=None, **(callback or {}))
+    """Two epochs on the CPU, the whole spectrum measured each time, and all of it logged."""
+    arguments = {"k": None, "max_overhead": None, "scorer": None, "metrics": "all", **(callback or {})}
+    monitor = LyapunovSpectrumCallback(**arguments)
     options = {
         "max_epochs": 2,
         "logger": logger,
@@ -158,7 +159,7 @@ def test_tensorboard_histogram_leaves_dead_directions_out(tmp_path: Path) -> Non
 
 def test_no_histogram_of_nothing_and_none_if_not_wanted(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path)
-    log_histogram(logger, "dead", torch.full((3,), -math.inf), 0)
+    log_measurement(logger, {}, 0, name="dead", exponents=torch.full((3,), -math.inf))
     fitted(tmp_path, logger, callback={"histogram": False}, max_epochs=1)
     accumulator = events(logger)
     assert accumulator.Tags()["histograms"] == []
@@ -188,7 +189,7 @@ def test_two_instances_have_keys_of_their_own(tmp_path: Path) -> None:
             return (self.second(self.rnn(x)[0])[0][:, -1].sum(-1, keepdim=True) - y).square().mean()
 
     logger = TensorBoardLogger(tmp_path)
-    other = LyapunovSpectrumCallback("second", k=None, max_overhead=None, prefix="gru", scorer=None)
+    other = LyapunovSpectrumCallback("second", k=None, max_overhead=None, prefix="gru", scorer=None, metrics="all")
     fitted(tmp_path, logger, model=Two(), callbacks=[other], callback={"module": "rnn"})
     accumulator = events(logger)
     found = scalars(accumulator)
@@ -213,6 +214,59 @@ def test_several_layers_add_a_key_for_each(tmp_path: Path) -> None:
     assert set(tops) == {"lyapunov/rnn.l0/max", "lyapunov/rnn.l1/max"}
     for step, top in found["lyapunov/max"].items():
         assert max(points[step] for points in tops.values()) == pytest.approx(top)
+
+
+# ---------------------------------------------------------------- which figures
+
+
+def tags_of(logger: TensorBoardLogger) -> set[str]:
+    return {tag for tag in events(logger).Tags()["scalars"] if tag.startswith(("lyapunov/", "aelle/"))}
+
+
+def test_by_default_loggers_get_eight_scalars_and_monitors_all(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path)
+    run, _ = fitted(tmp_path, logger, callback={"metrics": "default", "scorer": "general"})
+    assert tags_of(logger) == {key_of(name) for name in LOGGED} and len(LOGGED) == 8
+    assert {key_of(name) for name in (*MEASURED, *SCORED)} <= set(run.callback_metrics)
+    assert float(run.callback_metrics["aelle/stability"]) == float(
+        run.callback_metrics["aelle/ends_stable_probability"]
+    )
+
+
+def test_loggers_get_all_or_what_is_named(tmp_path: Path) -> None:
+    stack = Model(nn.LSTM(3, HIDDEN, num_layers=2, batch_first=True))
+    logger = TensorBoardLogger(tmp_path)
+    fitted(tmp_path, logger, model=stack, callback={"metrics": ["lyapunov/mean", "rnn.l1/max"]})
+    assert tags_of(logger) == {"lyapunov/mean", "lyapunov/rnn.l1/max"}
+    logger = TensorBoardLogger(tmp_path)
+    fitted(tmp_path, logger, model=stack, callback={"metrics": "all", "scorer": "general"})
+    layers = {"lyapunov/rnn.l0/max", "lyapunov/rnn.l1/max"}
+    assert tags_of(logger) == {key_of(name) for name in (*MEASURED, *SCORED)} | layers
+
+
+def test_the_opening_tab_of_tensorboard_is_in_a_sensible_order(tmp_path: Path) -> None:
+    """It sorts by tag: what is predicted, what happens to gradients, the largest exponent, and what it cost."""
+    logger = TensorBoardLogger(tmp_path)
+    fitted(tmp_path, logger, callback={"metrics": "default", "scorer": "general"})
+    names = [tag.rpartition("/")[2] for tag in sorted(tags_of(logger))]
+    assert names == [
+        *("failure_probability", "performance", "gradient_gain", "gradient_growth"),
+        *("max", "max_error", "near_zero_fraction", "overhead"),
+    ]
+    assert sorted(events(logger).Tags()["scalars"])[:2] == ["aelle/failure_probability", "aelle/performance"]
+
+
+def test_the_last_values_of_all_keys_are_of_the_same_measurement(tmp_path: Path) -> None:
+    """Also of one that only the end of the fit promises, and whatever was not known this time."""
+    logger = TensorBoardLogger(tmp_path)
+    run, monitor = fitted(tmp_path, logger, callback={"metrics": "all", "scorer": "general", "every_n_epochs": 5})
+    last = monitor.history[-1]
+    assert last.step == run.global_step
+    for tag, points in scalars(events(logger)).items():
+        if tag.startswith(("lyapunov/", "aelle/")):
+            name = tag if tag.startswith("aelle/") else tag.removeprefix("lyapunov/")
+            assert points[max(points)] == pytest.approx(last.metrics[name], rel=1e-5, abs=1e-6), tag
+            assert float(run.callback_metrics[tag]) == pytest.approx(last.metrics[name], rel=1e-5, abs=1e-6), tag
 
 
 # ---------------------------------------------------------------- Weights & Biases
@@ -301,13 +355,14 @@ def test_wandb_file_has_scalars_and_histogram_on_the_users_axis(
 
 
 def test_wandb_histogram_of_dead_directions(tmp_path: Path, wandb_logger: WandbLogger) -> None:
-    log_histogram(wandb_logger, "dead", torch.tensor([-math.inf, math.nan]), 0)
-    log_histogram(wandb_logger, "some", torch.tensor([0.5, -0.5, -math.inf, math.nan, math.inf]), 3)
+    log_measurement(wandb_logger, {}, 0, name="dead", exponents=torch.tensor([-math.inf, math.nan]))
+    some = torch.tensor([0.5, -0.5, -math.inf, math.nan, math.inf])
+    log_measurement(wandb_logger, {"scalar": 1.0}, 3, name="some", exponents=some)
     wandb.finish()
     wandb.teardown()
     (row,) = wandb_run(tmp_path)[0]
     assert "dead" not in row
-    assert sum(row["some"]["values"]) == 2 and row["trainer/global_step"] == 3
+    assert sum(row["some"]["values"]) == 2 and row["scalar"] == 1.0 and row["trainer/global_step"] == 3
 
 
 # ---------------------------------------------------------------- MLflow
@@ -341,7 +396,7 @@ def test_mlflow_has_scalars_pictures_and_a_table_on_the_users_axis(
     logger = MLFlowLogger(**mlflow_offline)
     with warnings.catch_warnings(record=True) as record:
         warnings.simplefilter("always")
-        _, monitor = fitted(tmp_path, logger, validate=validate, callback={"figures": 1})
+        _, monitor = fitted(tmp_path, logger, validate=validate)
     assert told(record) == []
     assert not any("Replacing" in str(w.message) for w in record)  # each key is taken as it is
     assert [step for step, _ in mlflow_points(logger, "val_loss" if validate else "train_loss")] == EPOCH_ENDS
@@ -395,9 +450,7 @@ def test_trainer_and_loggers_of_either_package(
     weights, flow = loggers.WandbLogger(**wandb_offline), loggers.MLFlowLogger(**mlflow_offline)
     with warnings.catch_warnings(record=True) as record:
         warnings.simplefilter("always")
-        fitted(
-            tmp_path, [board, table, weights, flow], model=model_of(package), package=package, callback={"figures": 1}
-        )
+        fitted(tmp_path, [board, table, weights, flow], model=model_of(package), package=package)
     wandb.finish()
     wandb.teardown()
     assert told(record) == []
@@ -433,8 +486,7 @@ def test_csv_has_one_row_for_each_measurement(tmp_path: Path, validate: bool) ->
     assert [float(row["lyapunov/max"]) for row in ours] == pytest.approx(
         [m.metrics["max"] for m in monitor.history], rel=1e-5
     )
-    for row in ours[1:]:
-        assert row["val_loss" if validate else "train_loss"] or validate  # beside the user's own, where it can be
+    assert len(rows) == len(ours) + len([row for row in rows if row.get("val_loss") or row.get("train_loss")])
 
 
 class Minimal(Logger):
@@ -519,7 +571,7 @@ class BrokenBoard(TensorBoardLogger):
             def __getattr__(_, name: str) -> Any:
                 return getattr(super(BrokenBoard, self).experiment, name)
 
-            def add_histogram(_, *args: Any) -> None:
+            def add_histogram(_, *args: Any, **options: Any) -> None:
                 raise OSError("disk full")
 
         return Writer()

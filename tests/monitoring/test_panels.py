@@ -14,8 +14,13 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from torch import nn
 
 from lightning_lyapunov import LyapunovSpectrumCallback
+from lightning_lyapunov.monitoring import budget
+from lightning_lyapunov.monitoring import clock as monitoring_clock
+from lightning_lyapunov.monitoring.layers import Layers
+from lightning_lyapunov.monitoring.loggers import panels as panels_module
 from lightning_lyapunov.monitoring.loggers import trackers
-from lightning_lyapunov.monitoring.loggers.panels import FIRST, Panels
+from lightning_lyapunov.monitoring.loggers.panels import Panels
+from lightning_lyapunov.names import LOGGED, key_of
 from lightning_lyapunov.reading.history import History, Measurement
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:The number of training batches")
@@ -57,11 +62,11 @@ class WandbLogger(Gallery):
         self.tables.append((key, columns, data))
 
 
-def fitted(logger: Any, model: Any = None, **options: Any) -> LyapunovSpectrumCallback:
+def fitted(logger: Any, model: Any = None, max_epochs: int = 4, **options: Any) -> LyapunovSpectrumCallback:
     """Four epochs: five measurements, with the one before."""
     torch.manual_seed(0)
     ours = LyapunovSpectrumCallback(**{"k": None, "max_overhead": None, "scorer": None, **options})
-    trainer(ours, logger=logger, max_epochs=4).fit(model or Regressor(), loader(), loader())
+    trainer(ours, logger=logger, max_epochs=max_epochs).fit(model or Regressor(), loader(), loader())
     return ours
 
 
@@ -73,17 +78,26 @@ def history(prefix: str = "lyapunov") -> History:
     return made
 
 
-@pytest.mark.parametrize(("every", "steps"), [(1, [0, 3, 7, 11, 15]), (2, [3, 11, 15]), (10, [15]), (None, [])])
-def test_pictures_come_at_their_own_interval_and_at_the_end(every: int | None, steps: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("epochs", "steps"), [(1, [0, 3]), (2, [0, 3, 7]), (4, [0, 3, 11, 15]), (9, [0, 3, 11, 27, 35])]
+)
+def test_pictures_come_at_the_first_two_measurements_then_ever_more_rarely_and_at_the_end(
+    epochs: int, steps: list[int]
+) -> None:
+    """Where they hold nothing up: at measurements 1, 2, 4, 8, and the last one."""
     gallery = Gallery()
-    fitted([gallery], figures=every)
+    fitted([gallery], max_epochs=epochs)
     assert [step for key, step, _ in gallery.pictures if key == "lyapunov_figures/spectrum"] == steps
-    assert {key for key, *_ in gallery.pictures} == (
-        {"lyapunov_figures/spectrum", "lyapunov_figures/training"} if steps else set()
-    )
+    assert {key for key, *_ in gallery.pictures} == {"lyapunov_figures/spectrum", "lyapunov_figures/training"}
     for _, _, picture in gallery.pictures:
         assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
         assert len(np.unique(picture)) > 20  # it is not empty
+
+
+def test_no_pictures_where_none_are_wanted() -> None:
+    gallery = Gallery()
+    fitted([gallery], figures=False)
+    assert gallery.pictures == []
 
 
 def test_map_and_prediction_are_drawn_where_there_is_a_scorer_and_layers_where_there_are_several() -> None:
@@ -93,58 +107,63 @@ def test_map_and_prediction_are_drawn_where_there_is_a_scorer_and_layers_where_t
     assert drawn == {"spectrum", "training", "prediction", "latent", "layers"}
 
 
-def test_pictures_wait_for_room_in_the_budget() -> None:
-    """The expected cost of the first ones alone is beyond the share; at the end they hold nothing up."""
+def test_pictures_wait_for_room_in_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are expected to take longer than the second there is: at the end alone, when they hold nothing up."""
+    monkeypatch.setattr(panels_module, "FIRST", 2.0)
     gallery = Gallery()
-    ours = fitted([gallery], figures=1, max_overhead=1e-3)
-    assert FIRST > 0.1 and len(ours.history) >= 1
+    ours = fitted([gallery], max_overhead=0.03)
+    assert len(ours.history) >= 3
     assert [step for key, step, _ in gallery.pictures if key.endswith("/spectrum")] == [ours._logged_at]
 
 
 def test_pictures_and_measurements_together_stay_within_the_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Oracle: a clock by which an epoch takes four seconds, a measurement a twentieth, and drawing one."""
-    clock, measure = {"now": 0.0}, LyapunovSpectrumCallback._spectrum_now
+    """Oracle: a clock by which an epoch takes forty seconds, a measurement a twentieth of one, and drawing one."""
+    clock, spectrum = {"now": 0.0}, Layers.spectrum
     picture = np.zeros((1, 1, 3), dtype=np.uint8)
 
-    class FourSeconds(pl.Callback):
+    class FortySeconds(pl.Callback):
         def on_train_epoch_start(self, *_: Any) -> None:
-            clock["now"] += 4.0
+            clock["now"] += 40.0
 
     def takes(seconds: float, what: Any) -> Any:
-        def taking(*args: Any) -> Any:
+        def taking(*args: Any, **options: Any) -> Any:
             clock["now"] += seconds
-            return what(*args)
+            return what(*args, **options)
 
         return taking
 
-    monkeypatch.setattr("lightning_lyapunov.training.callback.time.perf_counter", lambda: clock["now"])
+    for module in (budget, panels_module, monitoring_clock):
+        monkeypatch.setattr(module.time, "perf_counter", lambda: clock["now"])
     monkeypatch.setattr(Panels, "_pictures", takes(1.0, lambda *_: {"spectrum": picture}))
-    monkeypatch.setattr(LyapunovSpectrumCallback, "_spectrum_now", takes(0.05, measure))
-    gallery, ours = Gallery(), LyapunovSpectrumCallback(scorer=None, figures=1, max_overhead=0.1)
-    trainer(ours, FourSeconds(), logger=[gallery], max_epochs=40).fit(Regressor(), loader(), loader())
+    monkeypatch.setattr(Layers, "spectrum", takes(0.05, spectrum))
+    gallery, ours = Gallery(), LyapunovSpectrumCallback(scorer=None, max_overhead=0.03)
+    trainer(ours, FortySeconds(), logger=[gallery], max_epochs=16).fit(Regressor(), loader(), loader())
     overheads = ours.history.values("overhead")[1:]
-    drawn = len(gallery.pictures)
-    assert max(overheads) <= 0.1 and overheads[-1] > 0.07  # kept, and not left unused
-    assert len(ours.history) == 41 and 5 <= drawn <= 15  # measured each time, with pictures in what is left
+    drawn = [step for key, step, _ in gallery.pictures]
+    assert max(overheads) <= 0.03
+    assert len(ours.history) == 17 and drawn == [3, 11, 27, 59, 63]  # before training there was no room
+    assert ours._budget.spent == pytest.approx(18 * 0.05 + 5 * 1.0)  # with the pilot
 
 
-def test_time_for_pictures_counts_as_spent() -> None:
-    ours = fitted([Gallery()], figures=1)
-    measuring = sum(seconds for seconds in ours.history.values("seconds"))
-    assert ours._budget.spent > measuring
+def test_time_for_pictures_counts_as_spent_and_that_for_imports_does_not() -> None:
+    ours = fitted([Gallery()])
+    spent = ours._budget.by_kind
+    assert spent["pictures"] > 0.05 and ours._budget.spent == pytest.approx(
+        ours._budget.away - spent.get("imports", 0.0)
+    )
 
 
 def test_no_pictures_are_made_for_loggers_that_take_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Panels, "_pictures", lambda *_: pytest.fail("drawn for nobody"))
-    fitted([CSVLogger(tmp_path)], figures=1)
+    fitted([CSVLogger(tmp_path)])
 
 
 def test_a_logger_that_refuses_pictures_is_told_of_once_and_the_fit_goes_on() -> None:
     broken, good = Gallery(broken=True), Gallery()
     with pytest.warns(UserWarning, match="refused the measurement.*no route to the gallery") as record:
-        ours = fitted([broken, good], figures=1)
+        ours = fitted([broken, good])
     assert len([w for w in record if "no route" in str(w.message)]) == 1
-    assert len(ours.history) == 5 and len({step for _, step, _ in good.pictures}) == 5
+    assert len(ours.history) == 5 and len({step for _, step, _ in good.pictures}) == 4
 
 
 def test_without_matplotlib_there_are_no_pictures_and_no_failure(
@@ -155,7 +174,7 @@ def test_without_matplotlib_there_are_no_pictures_and_no_failure(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     gallery = Gallery()
     with caplog.at_level("INFO"):
-        ours = fitted([gallery], figures=1)
+        ours = fitted([gallery])
     assert not gallery.pictures and len(ours.history) == 5
     assert caplog.text.count("pip install 'lightning-lyapunov[plot]'") == 1
 
@@ -171,9 +190,26 @@ def test_wandb_is_told_the_axis_of_each_group(prefix: str, scores: str) -> None:
     assert all(rule["step_metric"] == "trainer/global_step" for rule in logger.rules.values())
 
 
+def test_charts_are_of_what_is_logged() -> None:
+    """Oracle: TensorBoard shows an error where a margin lacks one of its tags, and an empty chart where all are."""
+    all_of_it = trackers._layout("encoder")
+    kinds = {kind for page in all_of_it.values() for kind, _ in page.values()}
+    assert kinds == {"Margin", "Multiline"} and list(all_of_it) == [
+        "Lyapunov: encoder",
+        "Lyapunov: encoder: prediction",
+    ]
+    by_default = trackers._layout("lyapunov", LOGGED)
+    tags = [tag for page in by_default.values() for kind, tags in page.values() for tag in tags if kind == "Multiline"]
+    assert set(tags) == {f"^{key_of(name)}$" for name in LOGGED} - {"^lyapunov/max_error$"}
+    assert all(kind == "Multiline" for page in by_default.values() for kind, _ in page.values())
+    assert trackers._layout("lyapunov", ("mean",)) == {}
+    (chart,) = trackers._layout("lyapunov", ("<layer>/max",))["Lyapunov"].values()
+    assert chart == ["Multiline", ["^lyapunov/.+/max$"]]
+
+
 def test_wandb_gets_one_table_of_all_measurements() -> None:
     logger = WandbLogger()
-    panels = Panels(10, lambda *_: pytest.fail("refused"))
+    panels = Panels(True, lambda *_: pytest.fail("refused"))
     panels.close([logger, Gallery()], history(), 2)
     ((key, columns, rows),) = logger.tables
     assert key == "lyapunov/measurements"
@@ -185,7 +221,7 @@ def test_unknown_values_are_empty_in_the_table() -> None:
     made = history()
     made.append(Measurement(3, 3, torch.tensor([math.nan]), {"max_error": 0.1}))
     logger = WandbLogger()
-    Panels(10, lambda *_: None).close([logger], made, 3)
+    Panels(True, lambda *_: None).close([logger], made, 3)
     assert logger.tables[0][2][-1] == [3, 3, None, None, 0.1]
 
 
@@ -225,6 +261,6 @@ def test_growth_is_told_in_words_when_it_begins(caplog: pytest.LogCaptureFixture
     nn.init.normal_(model.rnn.weight_hh_l0, std=3 / 32**0.5)
     ours = fitted(False, model)
     assert all(value > 0 for value in ours.history.values("max"))
-    told = [record.getMessage() for record in caplog.records if record.name == "lightning_lyapunov.training.callback"]
+    told = [record.getMessage() for record in caplog.records if record.name.startswith("lightning_lyapunov.")]
     assert len(told) == 1 and told[0].startswith("0 updates: Over your 12 steps a gradient grows")
     assert "chao" not in told[0]

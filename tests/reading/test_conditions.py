@@ -1,6 +1,7 @@
 """Each condition holds where its formula does, and not a step beside; the formulas are those of its docstring."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from made import course, history, layer, measured, of_an_older_version
 
 from lightning_lyapunov.reading.conditions import (
     DEAD,
+    comparable,
     distance,
     explodes,
     gain,
@@ -25,7 +27,6 @@ from lightning_lyapunov.reading.conditions import (
     largest,
     largest_growth,
     noise_between,
-    run_of,
     verdict,
 )
 from lightning_lyapunov.reading.history import History, Measurement
@@ -227,9 +228,24 @@ def test_saturation_is_growth_at_first_and_death_at_last() -> None:
 # ------------------------------------------------------------------ of several
 
 
-def test_a_second_fit_of_the_same_callback_stands_alone() -> None:
-    steps = [m.step for m in run_of(history(*(measured(0.0, step=s) for s in (0, 10, 20, 0, 10))))]
-    assert steps == [0, 10] and run_of([]) == []
+def test_what_other_data_drove_is_not_compared() -> None:
+    """Oracle: worked by hand; what has no source is of an older version, all of it alike."""
+    sources = ["training", "validation", "", "validation"]
+    run = [measured(0.0, step=10 * i, source=source) for i, source in enumerate(sources)]
+    assert [m.step for m in comparable(run)] == [10, 30] and comparable([]) == []
+    assert [m.step for m in comparable([measured(0.0, step=s) for s in (0, 10)])] == [0, 10]
+
+
+def test_points_of_two_sources_in_turn_converge_each_with_its_own() -> None:
+    """As with check_val_every_n_epoch=2: weights that stand still, seen by validation and by training in turn."""
+    run = [measured((-0.14, -0.2)[i % 2], step=10 * i, source=("validation", "training")[i % 2]) for i in range(1, 9)]
+    assert not has_converged(run[:6]) and has_converged(run[:7]) and has_converged(run)
+    assert not has_converged([replace(m, source="validation") for m in run])
+
+
+def test_saturation_is_told_whatever_drove_the_first() -> None:
+    first, dead = measured(0.3, step=0, epoch=0, source="training"), measured(-INF, source="validation")
+    assert has_saturated([first, dead]) and verdict([first, dead]) == "saturated"
 
 
 def test_a_spectrum_that_agrees_with_its_last_three_has_converged() -> None:

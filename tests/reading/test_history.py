@@ -2,6 +2,7 @@
 
 import io
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def test_few_measurements_are_all_kept_in_order() -> None:
     assert (len(history), history[0].step, history[-1].step) == (LIMIT, 0, LIMIT - 1)
 
 
-@pytest.mark.parametrize("size", [4, 300, 500])  # limits 256, 218 and 131, an odd one
+@pytest.mark.parametrize("size", [4, 750, 1300])  # limits 256, 208 and 132
 def test_thinning_keeps_the_newest_after_every_append(size: int) -> None:
     history, exponents = History(), torch.zeros(size)
     for step in range(1200):
@@ -101,6 +102,13 @@ def test_values_are_found_by_name() -> None:
     assert performance[0] == 0.7 and math.isnan(performance[1])
 
 
+def test_figures_that_were_renamed_are_found_by_their_new_names() -> None:
+    state = filled(1).state_dict()
+    state["measurements"][0]["metrics"] = {"aelle/stability": 0.7}
+    restored = History()
+    assert restored.load_state_dict(state) == [] and restored[0].metrics == {"aelle/ends_stable_probability": 0.7}
+
+
 @pytest.mark.parametrize("break_at", [1, 100, 256, 257, 400, 999])
 def test_goes_on_from_a_checkpoint_as_if_never_stopped(break_at: int) -> None:
     restored, _ = reloaded(filled(break_at))
@@ -129,6 +137,87 @@ def test_state_stays_under_a_megabyte(size: int) -> None:
     assert reloaded(history)[1] < 1_000_000
 
 
+# ------------------------------------------------------------------ several fits
+
+
+def several(*lengths: int, **options: Any) -> History:
+    """Fits of so many measurements each, by one callback."""
+    history = History()
+    for run, length in enumerate(lengths):
+        history.begin()
+        for step in range(length):
+            history.append(replace(measured(step, **options), epoch=run))
+    return history
+
+
+def runs(history: History) -> list[tuple[int, list[int]]]:
+    """Which fit each run is, and its updates."""
+    return [(run[0].epoch, steps_of(run)) for run in (*history.earlier, history)]
+
+
+def test_folds_of_a_cross_validation_are_kept_apart() -> None:
+    """One callback over several fits: iteration, length, values and sentences are of the last alone."""
+    history = several(3, 2, 4)
+    assert runs(history) == [(0, [0, 1, 2]), (1, [0, 1]), (2, [0, 1, 2, 3])]
+    assert (len(history), history[0].step, history[-1].step, history.runs_before) == (4, 0, 3, 2)
+    assert history.values("max") == [0.0, -1.0, -2.0, -3.0]
+    alone = [f.text.replace("epoch 0", "epoch 2") for f in findings(several(4))]
+    assert [f.text for f in findings(history)] == alone
+
+
+def test_a_fit_that_has_not_measured_yet_is_empty() -> None:
+    history = several(3)
+    for _ in range(2):
+        history.begin()
+        assert len(history) == 0 == len(list(history)) and len(history.earlier) == 1 == history.runs_before
+
+
+def test_a_fit_that_nobody_announced_begins_where_updates_go_back() -> None:
+    history = History()
+    for step in (0, 8, 16, 0, 8):
+        history.append(measured(step))
+    assert steps_of(history) == [0, 8] and [steps_of(run) for run in history.earlier] == [[0, 8, 16]]
+
+
+@pytest.mark.parametrize("lengths", [(2, 3), (1, 300, 40), (5,) * 60])
+def test_earlier_fits_travel_with_the_checkpoint(lengths: tuple[int, ...]) -> None:
+    history = several(*lengths)
+    restored, _ = reloaded(history)
+    assert runs(restored) == runs(history) and restored.runs_before == history.runs_before == len(lengths) - 1
+    for step in range(lengths[-1], 500):
+        history.append(measured(step))
+        restored.append(measured(step))
+    assert runs(restored) == runs(history)
+
+
+def test_room_is_made_by_the_oldest_fits_first() -> None:
+    history = several(200, 50, 10)
+    assert [len(run) for run in (*history.earlier, history)] == [50, 10] and history.runs_before == 2
+    history = several(10, 40, LIMIT)
+    assert (len(history), history.earlier, history.runs_before) == (LIMIT, (), 2)
+    assert reloaded(history)[0].runs_before == 2
+
+
+def test_all_fits_together_stay_under_a_megabyte() -> None:
+    """As torch.save writes it, after many fits of a large network; from the fifth on it is full."""
+    history = History()
+    for run in range(40):
+        history.begin()
+        for step in range(20):
+            whole = {"stderr": torch.rand(600), "error": torch.rand(600), "fewer": f"{run} of {10**6 + step} sequences"}
+            history.append(Measurement(step, run, torch.randn(600), {"max": 0.5}, **whole))
+        assert run % 5 or reloaded(history)[1] < 1_000_000
+    assert len(history.earlier) > 2 and history.runs_before == 39
+
+
+def test_fits_that_an_older_version_wrote_as_one_are_taken_apart() -> None:
+    state = filled(3).state_dict()
+    state["measurements"] += filled(2).state_dict()["measurements"]
+    restored = History()
+    assert restored.load_state_dict(state) == []
+    assert runs(restored) == [(0, [0, 1, 2]), (0, [0, 1])]
+
+
 # ------------------------------------------------------------------ what is kept of a spectrum
 
 
@@ -150,11 +239,45 @@ def test_a_measurement_keeps_what_the_spectrum_says() -> None:
 
 
 def test_length_is_what_was_measured_unless_more_is_known() -> None:
+    """A sequence that came call by call, of 40 steps, is as long as it is, and not as a call."""
     assert Measurement.of(spectrum(0.1, steps=48, transient=16)).length == 64
+    assert Measurement.of(spectrum(0.1, steps=20, transient=20), length=1).length == 40
+
+
+def test_a_measurement_knows_its_source_and_how_much_of_what_was_seen_it_is() -> None:
+    known = {"source": "training", "seen": 128, "fewer": "2 of 128 sequences"}
+    made = Measurement.of(spectrum(0.1, steps=48, transient=16), **known)
+    assert (made.source, made.sequences, made.steps, made.counted) == ("training", 2, 64, 48)
+    assert (made.seen, made.fewer) == (128, "2 of 128 sequences")
+    made = Measurement.of(spectrum(0.1), sequences=7, steps=30)
+    assert (made.source, made.sequences, made.steps, made.seen, made.fewer) == ("", 7, 30, None, "")
+    history, again = History(), History()
+    history.append(made := replace(made, source="validation", seen=9, fewer="7 of 9 sequences"))
+    assert again.load_state_dict(history.state_dict()) == []
+    names = ("source", "sequences", "steps", "counted", "seen", "fewer")
+    assert [getattr(again[0], name) for name in names] == [getattr(made, name) for name in names]
+
+
+def test_of_several_layers_the_longest_sequence_and_the_fewest_steps_that_count() -> None:
+    parts = {"a": spectrum(0.3, steps=20, transient=20), "b": spectrum(0.1, steps=6, transient=2)}
+    made = Measurement.of(LyapunovSpectrum.union(parts), source="training")
+    assert (made.steps, made.counted, made.length) == (40, 6, 40)
+    assert made.layer("a").source == "training"
+
+
+def test_what_the_version_before_did_not_know_is_not_missed() -> None:
+    """No word about it in the warning that a checkpoint is of another version."""
+    state = filled(2).state_dict()
+    for written in state["measurements"]:
+        for name in ("source", "sequences", "steps", "counted", "seen", "fewer"):
+            del written[name]
+    restored = History()
+    assert restored.load_state_dict(state) == []
+    assert (restored[0].source, restored[0].sequences, restored[0].seen, restored[0].fewer) == ("", None, None, "")
 
 
 def test_sequences_of_different_length_are_known_to_be_whole() -> None:
-    made = Measurement.of(spectrum(0.1, growth=growth([1.0, 1.0], steps=(64, 20))), length=64)
+    made = Measurement.of(spectrum(0.1, growth=growth([1.0, 1.0], steps=(64, 20)), steps=40, transient=24), length=64)
     assert (made.growth_steps, made.growth_whole) == (42.0, True)
 
 

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -250,10 +251,10 @@ def test_layers_are_told_by_what_they_multiply_a_gradient_by() -> None:
     assert "in a typical sequence it multiplies a gradient by 20, beside b by 1/7.4." in text
     old = of_an_older_version(-0.05, layers={"a": layer(0.2), "b": layer(-0.1)})
     text = of(findings(history(old)), "layer_explodes").text
-    assert "its largest exponent is +0.20 ± 0.02 nats/step, beside b -0.10 ± 0.02." in text
+    assert "its largest exponent is +0.20 ± 0.02 nats per step of its own, beside b -0.10 ± 0.02." in text
     unknown = of_an_older_version(-0.05, layers={"a": layer(-math.inf), "b": layer(math.nan)})
     text = of(findings(history(unknown)), "layer_died").text
-    assert "its largest exponent is -∞ nats/step, beside b unknown." in text
+    assert "its largest exponent is -∞ nats per step of its own, beside b unknown." in text
 
 
 def test_the_layer_that_speaks_for_all_is_named() -> None:
@@ -394,6 +395,79 @@ def test_the_error_of_an_older_checkpoint_is_found_among_its_metrics() -> None:
 def test_a_second_fit_of_the_same_callback_is_told_alone() -> None:
     made = history(measured(0.3, step=0), measured(0.3, step=40), measured(0.3, step=0, epoch=0), measured(0.3, step=9))
     assert "since before the first update" in of(findings(made), "chaotic").text
+
+
+def by(source: str, *tops: float, start: int = 0, **options: Any) -> list[Measurement]:
+    """Measurements ten updates apart, driven by data of one source."""
+    return [measured(t, step=start + 10 * i, source=source, **options) for i, t in enumerate(tops)]
+
+
+def test_one_key_with_two_sources_in_turn_is_no_movement() -> None:
+    """Validation every second epoch (check_val_every_n_epoch=2): weights that do not move, −.14 and −.20 in turn."""
+    points = [measured((-0.14, -0.2)[i % 2], step=10 * i, source=("validation", "training")[i % 2]) for i in range(9)]
+    assert "moving" not in states(findings(history(*points))) and "converged" in states(findings(history(*points)))
+    mixed = findings(history(*(replace(point, source="") for point in points)))
+    assert "moving" in states(mixed) and "converged" not in states(mixed)
+
+
+def test_the_point_before_training_of_another_source_is_compared_with_nothing() -> None:
+    """Oracle: the same run without it. A line through it would rise, and it would be the first of the chaotic ones."""
+    first, later = by("training", -0.5), by("validation", *[-0.05] * 3, start=10)
+    alone, both = findings(history(*later)), findings(history(*first, *later))
+    assert alone == both
+    chaotic = [*by("training", 0.2), *by("validation", 0.2, 0.2, start=10)]
+    text = of(findings(history(*chaotic)), "chaotic").text
+    assert "since epoch 3: the network is chaotic" in text and "or the learning rate" in text
+    text = of(findings(history(*chaotic[:2])), "evidence").text
+    assert text.startswith("There is one measurement driven by validation data so far (epoch 3): what training changes")
+
+
+def test_the_story_of_saturation_may_use_both_sources_and_names_the_other() -> None:
+    first, dead = by("training", 0.3), by("validation", -math.inf, -math.inf, start=10)
+    text = of(findings(history(*first, *dead)), "saturated").text
+    assert text.startswith("Before the first update, driven by training data, the network was chaotic: its largest")
+    assert "every direction of the state is dead since epoch 3." in text
+    text = of(findings(history(*by("validation", 0.3), *dead)), "saturated").text
+    assert text.startswith("Before the first update the network was chaotic")
+    assert states(news(history(*first, *dead[:1]))) == {"saturated"} and news(history(*first, *dead)) == []
+
+
+def test_news_are_not_silenced_by_what_other_data_drove() -> None:
+    first = by("training", 0.2)
+    assert states(news(history(*first, *by("validation", 0.2, start=10)))) == {"chaotic"}
+    assert news(history(*first, *by("validation", 0.2, 0.2, start=10))) == []
+
+
+@pytest.mark.parametrize(
+    ("known", "little"),
+    [
+        ({"steps": 64, "length": 300, "fewer": "the first 64 of 300 steps"}, True),
+        ({"steps": 64, "length": 128, "fewer": "16 of 20 sequences"}, False),  # just half
+        ({"steps": 64, "length": 128, "growth_steps": 5.0, "fewer": "a few"}, True),  # of a typical one
+        ({"steps": 64, "length": 64, "growth_steps": 9.0, "growth_whole": True, "fewer": "16 of 20 sequences"}, False),
+        ({"steps": 64, "length": 300}, False),  # nothing is known about why
+        ({"length": 300, "fewer": "unknown"}, False),
+    ],
+)
+def test_that_far_fewer_steps_were_measured_than_seen_is_told(known: dict[str, Any], little: bool) -> None:
+    told = of(now(-0.1, **known), "evidence").text
+    assert told.startswith(f"Of what was seen only this was measured: {known.get('fewer')}. ") == little
+
+
+def test_that_too_few_steps_count_is_told_where_nothing_has_settled() -> None:
+    """Oracle: of 8 steps on the digits 4 count; from 8 on it is not the number of steps."""
+    for count, told in ((4, ", with no more than 4 steps after the transient"), (1, "1 step after"), (8, "")):
+        text = of(now(-0.1, settled=False, counted=count), "evidence").text
+        assert f"No exponent has settled{told}, so" in text if count != 1 else told in text
+
+
+def test_layers_whose_steps_are_another_unit_of_time_are_not_taken_for_alike() -> None:
+    """As in a stack whose upper layer is dilated by 8: its step takes eight of the lower one."""
+    text = of(now(0.2, layers={"slow": layer(0.2), "fast": layer(-0.1)}), "chaotic").text
+    assert text.startswith("The largest exponent is +0.20 ± 0.02 nats per step of its layer and has been")
+    text = of(now(-0.1, layers={"slow": layer(-0.1), "fast": layer(-0.1)}), "stable").text
+    assert "a perturbation is down to 1 % after 47 steps. Over" in text
+    assert "nats/step" in of(now(0.2), "chaotic").text
 
 
 def test_gravest_first_and_each_ends_as_a_sentence() -> None:

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from lightning_lyapunov import LyapunovSpectrumCallback, lyapunov_spectrum
 from lightning_lyapunov.engine.frames import Frames
+from lightning_lyapunov.monitoring.budget import Plan
+from lightning_lyapunov.monitoring.layers import Layers
+from lightning_lyapunov.monitoring.session import FLOOR
 from lightning_lyapunov.names import key_of
-from lightning_lyapunov.training.callback import FLOOR
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*num_workers.*", "ignore:.*log_every_n_steps.*", "ignore:.*LeafSpec.*", "ignore:.*val_dataloader.*"
@@ -274,7 +276,9 @@ def test_monitors_read_the_value_of_the_current_weights(schedule: str, ours_firs
     assert 0 in measured
     seen = [*stopper.read, *reads.read]
     if isinstance(model, Plateau):
-        per_epoch = [measured[4 * (epoch + 1) // fit.accumulate_grad_batches] for epoch in range(4)]
+        ends = [4 * (epoch + 1) // fit.accumulate_grad_batches for epoch in range(4)]
+        at_all = [0, *(step for step, _ in seen)]  # the last measurement may come after all of them
+        per_epoch = [measured[max(step for step in at_all if step <= end)] for end in ends]
         assert fit.lr_scheduler_configs[0].scheduler.seen == pytest.approx(per_epoch, rel=1e-6)
     assert len(stopper.read) >= 2 and len(reads.read) >= 2
     for step, value in seen:
@@ -324,33 +328,33 @@ def test_thinning_counts_epochs_and_the_first_one_measures() -> None:
 def test_thinning_counts_updates() -> None:
     ours = measure_always(every_n_train_steps=3)
     trainer(ours, max_epochs=2).fit(Regressor(), loader(), loader())
-    assert [m.step for m in ours.history] == [0, 3, 6]
+    assert [m.step for m in ours.history] == [0, 3, 6, 8]  # the last one, at the end, is promised
 
 
 def test_budget_makes_measurements_smaller_and_says_so(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
-    """Oracle: a clock that says a whole measurement takes a second, others in proportion, and each epoch two."""
+    """Oracle: a clock that says a whole measurement takes a second, others in proportion, and each epoch ten."""
     clock, plans = {"now": 0.0}, []
+    spectrum, whole = Layers.spectrum, Plan(16, 64, 32)
 
-    class Second(LyapunovSpectrumCallback):
-        def _spectrum_now(self, trainer: Any, layers: Any, when: Any, plan: Any) -> Any:
-            plans.append((plan.sequences, plan.k))
-            clock["now"] += plan.work / (16 * 32)
-            return super()._spectrum_now(trainer, layers, when, plan)
+    def takes_a_second(self: Layers, ranks: Any, source: Any, plan: Plan, *args: Any, **options: Any) -> Any:
+        plans.append(plan)
+        clock["now"] += plan.work / whole.work
+        return spectrum(self, ranks, source, plan, *args, **options)
 
-    class TwoSeconds(pl.Callback):
+    class TenSeconds(pl.Callback):
         def on_train_epoch_start(self, *_: Any) -> None:
-            clock["now"] += 2.0
+            clock["now"] += 10.0
 
-    monkeypatch.setattr("lightning_lyapunov.training.callback.time.perf_counter", lambda: clock["now"])
-    ours = Second(max_overhead=0.25, scorer=None)
+    monkeypatch.setattr(Layers, "spectrum", takes_a_second)
+    monkeypatch.setattr("time.perf_counter", lambda: clock["now"])
+    ours = LyapunovSpectrumCallback(max_overhead=0.05, scorer=None)
     with caplog.at_level("INFO"):
-        trainer(ours, TwoSeconds(), max_epochs=20).fit(Regressor(), loader(), loader())
-    # Whole before training; the least in the first epoch; none in the second, as the first second is not yet paid for.
-    assert plans[:2] == [(16, 32), (4, 8)]
-    assert [m.epoch for m in ours.history] == [0, 0, *range(2, 20)]
+        trainer(ours, TenSeconds(), max_epochs=20).fit(Regressor(), loader(), loader())
+    assert plans[0] == whole.pilot  # nothing is known yet of what it costs
+    assert [m.step for m in ours.history][:2] == [0, 4] and ours.history[-1].step == 80  # those that are promised
     overheads = [m.metrics["overhead"] for m in list(ours.history)[2:]]
-    assert max(overheads) <= 0.25 and overheads[-1] > 0.2  # kept, and not left unused
-    assert all(k == 32 for _, k in plans[2:]) and {sequences for sequences, _ in plans[2:]} == {4, 8}
+    assert max(overheads) <= 0.05 and overheads[-1] > 0.03  # kept, and not left unused
+    assert {plan.k for plan in plans[2:]} == {32} and min(plan.sequences for plan in plans) == 4
     assert sum("made smaller or spaced out" in record.message for record in caplog.records) == 1
 
 
@@ -452,9 +456,10 @@ def test_what_is_found_but_not_supported_is_named_once_and_skipped() -> None:
     with pytest.warns(UserWarning) as told:
         for _ in range(2):
             trainer(ours).fit(Two(), loader(), loader())
-    (text,) = [str(w.message) for w in told if str(w.message).startswith("LyapunovSpectrumCallback")]
-    assert "found but not measured: doubling: system: Doubling replaces the forward pass of nn.GRU" in text
-    assert len(ours.history) == 6
+    texts = [str(w.message) for w in told if str(w.message).startswith("LyapunovSpectrumCallback")]
+    assert len(texts) == 2  # once in each fit
+    assert all("doubling is not measured: Doubling replaces the forward pass of nn.GRU" in text for text in texts)
+    assert len(ours.history) == 3
     assert ours.spectrum.dimension == 12  # of the LSTM alone
 
 

@@ -188,7 +188,7 @@ def differences(one: Any, other: Any, place: str = "") -> list[str]:
     elif isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
         return [d for i, pair in enumerate(zip(one, other, strict=True)) for d in differences(*pair, f"{place}/{i}")]
     else:
-        same = one == other
+        same = one == other or (one != one and other != other)  # two that are no number are the same
     return [] if same else [place]
 
 

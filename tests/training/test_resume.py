@@ -31,6 +31,7 @@ from lightning_lyapunov.monitoring.budget import Plan
 from lightning_lyapunov.reading.history import History, Measurement
 from lightning_lyapunov.reading.rules import findings
 from lightning_lyapunov.report import write_report
+from lightning_lyapunov.training import callback as module
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*num_workers.*", "ignore:.*log_every_n_steps.*", "ignore:.*LeafSpec.*", "ignore:.*val_dataloader.*",
@@ -185,9 +186,9 @@ def test_a_run_broken_off_goes_on_from_its_last_whole_checkpoint(
         if how == "in a training step":
             patch.setattr(Regressor, "training_step", breaks_at(10, ArithmeticError(), Regressor.training_step))
         elif how == "in the middle of a measurement":
-            break_off(patch, KeyboardInterrupt(), 4)
+            break_off(patch, KeyboardInterrupt(), 5)  # with the pilot
         elif how == "between measurement and log":
-            patch.setattr(Regressor, "log_dict", breaks_at(12, KeyboardInterrupt(), Regressor.log_dict))
+            patch.setattr(module, "log_figures", breaks_at(12, KeyboardInterrupt(), module.log_figures))
         broken = Run(clock, at_every_epoch(tmp_path), plugins=[Torn()] if how == "while writing" else None)
         with pytest.raises((ArithmeticError, SystemExit, OSError)):
             broken.fit()
@@ -214,9 +215,9 @@ def test_a_run_goes_on_from_the_checkpoint_that_is_written_when_it_breaks_off(cl
 @pytest.mark.parametrize(
     ("options", "uninterrupted", "resumed"),
     [
-        ({"every_n_epochs": 2}, [0, 4, 12], [0, 4, 8, 16]),
-        ({"every_n_epochs": 3}, [0, 4, 16], [0, 4, 8]),
-        ({"every_n_train_steps": 3}, [0, 3, 6, 9, 12, 15], [0, 3, 5, 8, 11, 14]),
+        ({"every_n_epochs": 2}, [0, 4, 12, 16], [0, 4, 8, 16]),  # the last one is promised
+        ({"every_n_epochs": 3}, [0, 4, 16], [0, 4, 8, 16]),
+        ({"every_n_train_steps": 3}, [0, 3, 6, 9, 12, 15, 16], [0, 3, 5, 8, 11, 14, 16]),
     ],
     ids=str,
 )
@@ -299,7 +300,7 @@ def test_a_checkpoint_without_the_callback_resumes(tmp_path: Path) -> None:
 
 
 def of_an_older_version(state: dict[str, Any]) -> None:
-    del state["costs"]
+    del state["budget"]
     for measurement in state["history"]["measurements"]:
         del measurement["reached"]
 
@@ -320,10 +321,10 @@ def of_somebody_else(state: dict[str, Any]) -> None:
 
 
 STATES: dict[str, tuple[Callable[[dict[str, Any]], None], list[str], list[int]]] = {
-    "older": (of_an_older_version, ["state has no costs", "a measurement has no reached"], [0, 4, 8, 12, 16]),
+    "older": (of_an_older_version, ["state has no budget", "a measurement has no reached"], [0, 4, 8, 12, 16]),
     "newer": (of_a_newer_version, ["colour of state", "shape of history", "smell of a measurement"], [0, 4, 8, 12, 16]),
     "renamed": (with_other_names, ["state has no history", "record of state is not known"], [12, 16]),
-    "foreign": (of_somebody_else, ["no history", "no measuring_seconds", "no costs", "best of state"], [12, 16]),
+    "foreign": (of_somebody_else, ["no history", "no training_seconds", "no budget", "best of state"], [12, 16]),
 }
 
 
@@ -461,7 +462,7 @@ def test_no_entry_of_a_state_is_relied_on(by: Any) -> None:
     for measurement in (measured(step, 3, layers=2, keys=2) for step in range(5)):
         ours.history.append(measurement)
         stopper._decide(ours.history)
-    ours._budget.note(Plan(16, 3), 0.5)
+    ours._budget.note(Plan(16, 64, 3), 0.5)
     states = {"callback": ours.state_dict(), "stopper": stopper.state_dict()}
     tried = 0
     with warnings.catch_warnings():
@@ -474,7 +475,7 @@ def test_no_entry_of_a_state_is_relied_on(by: Any) -> None:
             if "stopper" in state:
                 stopping.load_state_dict(state["stopper"])
             again.history.append(measured(5, 3, layers=2, keys=2))
-            again._budget.choose(Plan(16, 3), 100.0)
+            again._budget.choose(Plan(16, 64, 3), 100.0)
             stopping._decide(again.history)
             torch.save([again.state_dict(), stopping.state_dict()], io.BytesIO())
             tried += 1

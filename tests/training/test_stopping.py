@@ -1,5 +1,7 @@
 """Early stopping in real fits whose measurements are replaced by constructed ones: it stops at the right one."""
 
+import copy
+import io
 import math
 import pickle
 from collections.abc import Callable, Sequence
@@ -11,7 +13,7 @@ import pytest
 import torch
 from fits import Regressor, loader, trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from made import history as history_of
 from made import measured as made_by_hand
 from made import of_an_older_version
@@ -19,7 +21,7 @@ from made import of_an_older_version
 from lightning_lyapunov import LyapunovSpectrumCallback
 from lightning_lyapunov.names import MEASURED, SCORED, key_of
 from lightning_lyapunov.reading.history import History, Measurement
-from lightning_lyapunov.training.stopping import LyapunovEarlyStopping, warn_of_impatience
+from lightning_lyapunov.training.stopping import LyapunovEarlyStopping, warn_of_impatience, warn_of_skip
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*num_workers.*", "ignore:.*log_every_n_steps.*", "ignore:.*LeafSpec.*", "ignore:.*val_dataloader.*"
@@ -39,12 +41,16 @@ class Scripted(LyapunovSpectrumCallback):
         super().__init__(**{"max_overhead": None, "figures": None, **options})
         self.script, self.at = list(script), 0
 
-    def _measure(self, trainer: Any, *_: Any) -> dict[str, float]:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
+        assert self._session is not None
+        self._session.measure = self.told  # type: ignore[method-assign]
+
+    def told(self, step: int, epoch: int = 0, **_: Any) -> dict[str, float]:
         entry = self.script[min(self.at, len(self.script) - 1)]
         self.at += 1
         entry = {"max": entry} if isinstance(entry, float) else {"max": -0.1, **entry}
-        top = entry["max"]
-        when = {"step": trainer.global_step, "epoch": trainer.current_epoch}
+        top, when = entry["max"], {"step": step, "epoch": epoch}
         self.history.append(
             made_by_hand(top, rest=[top - 1], gain=12 * top, gain_error=0.05, length=12, metrics=entry, **when)
         )
@@ -228,9 +234,55 @@ def test_a_run_of_a_single_batch_to_try_things_out_is_not_stopped() -> None:
     assert stopper.reason is None
 
 
-def test_pickles_and_keeps_a_state_of_its_own_for_each_choice() -> None:
-    stopper = pickle.loads(pickle.dumps(LyapunovEarlyStopping(["chaotic"], patience=7)))
-    assert (stopper.conditions, stopper.patience) == (["chaotic"], 7)
+def through_torch(stopper: LyapunovEarlyStopping) -> Any:
+    """As a library's save and load: with nothing allowed but the class itself, and as little asked for."""
+    torch.save({"callback": stopper}, buffer := io.BytesIO())
+    buffer.seek(0)
+    asked = torch.serialization.get_unsafe_globals_in_checkpoint(buffer)
+    assert asked == [f"{type(stopper).__module__}.{type(stopper).__name__}"]
+    buffer.seek(0)
+    with torch.serialization.safe_globals([type(stopper)]):
+        return torch.load(buffer, weights_only=True)["callback"]
+
+
+def through_cloudpickle(stopper: LyapunovEarlyStopping) -> Any:
+    return pickle.loads(pytest.importorskip("cloudpickle").dumps(stopper))
+
+
+WAYS: list[Callable[[Any], Any]] = [
+    lambda stopper: pickle.loads(pickle.dumps(stopper)),
+    copy.deepcopy,
+    copy.copy,
+    through_torch,
+    through_cloudpickle,
+]
+
+
+class Marked(LyapunovEarlyStopping):
+    """A subclass with a constructor and an attribute of its own."""
+
+    def __init__(self, mark: int) -> None:
+        super().__init__("collapsed", patience=5)
+        self.mark = mark
+
+
+@pytest.mark.parametrize("way", WAYS, ids=["pickle", "deepcopy", "copy", "torch", "cloudpickle"])
+def test_libraries_copy_and_save_it_with_how_far_it_has_come(way: Callable[[Any], Any]) -> None:
+    """As darts' save and load, Ray, joblib and copies do: oracle, the original, which goes on beside the copy."""
+    stopper = LyapunovEarlyStopping(["chaotic"], monitor="lyapunov/max", mode="max", patience=2, before_training=True)
+    fresh = way(stopper)
+    assert vars(fresh) == vars(stopper) and fresh.state_key == stopper.state_key
+    assert decides(stopper, {"max": 0.4}, {"max": 0.3}) == [False, False]
+    again = way(stopper)
+    assert type(again) is LyapunovEarlyStopping and vars(again) == vars(stopper) and again.reason is None
+    assert decides(again, {"max": 0.3}) == [True] and again.reason is not None and stopper.reason is None
+    assert way(again).reason == again.reason
+    marked = way(Marked(3))
+    assert (type(marked), marked.mark, marked.conditions, marked.patience) == (Marked, 3, ["collapsed"], 5)
+
+
+def test_keeps_a_state_of_its_own_for_each_choice() -> None:
+    stopper = LyapunovEarlyStopping(["chaotic"], patience=7)
     others = [LyapunovEarlyStopping("collapsed"), LyapunovEarlyStopping("chaotic", prefix="again")]
     others += [LyapunovEarlyStopping(monitor="lyapunov/max", mode=mode) for mode in ("min", "max")]
     assert len({callback.state_key for callback in [stopper, *others]}) == 5
@@ -257,7 +309,7 @@ def test_rank_zero_decides_for_all() -> None:
         count = len(sent)
         stopper, fit, ours = zero
         fit.global_step = step
-        ours._measure(fit)
+        ours.told(step)
         stopper.on_lyapunov_measurement(fit, ours)
         received = sent[count:]
         one[0].on_lyapunov_measurement(one[1], one[2])  # pops from an empty list if it expects a broadcast more
@@ -345,10 +397,13 @@ def test_lightning_cli_configures_it(tmp_path: Any, monkeypatch: pytest.MonkeyPa
 
 
 class Asks(pl.Callback):
-    """Looks for impatient monitors when training starts, and counts the checks they really make per measurement."""
+    """Looks for impatient monitors when training starts, and counts the measurements that they are shown."""
 
     def __init__(self, ours: LyapunovSpectrumCallback) -> None:
-        self.ours = ours
+        self.ours, self.shown = ours, 0
+
+    def on_lyapunov_measurement(self, trainer: pl.Trainer, callback: Any) -> None:
+        self.shown += trainer.global_step > 0  # the one before training is not logged for monitors
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         warn_of_impatience(trainer, self.ours)
@@ -381,9 +436,8 @@ def test_a_patience_that_is_eaten_is_told_with_the_one_that_is_needed(
 ) -> None:
     """Oracle: the checks made and the measurements taken in twelve epochs."""
     ours, stopper = Scripted([-0.1], scorer=None, **measuring), Counting("lyapunov/max", patience=1)
-    trainer(ours, stopper, Asks(ours), max_epochs=12, **options).fit(Regressor(), loader(), loader())
-    measured = len(ours.history) - 1  # the one before training is not logged for monitors
-    assert max(1.0, stopper.checks / measured) == pytest.approx(ratio, rel=0.15)
+    trainer(ours, stopper, asks := Asks(ours), max_epochs=12, **options).fit(Regressor(), loader(), loader())
+    assert max(1.0, stopper.checks / asks.shown) == pytest.approx(ratio, rel=0.15)
     told = {str(w.message) for w in recwarn if str(w.message).startswith("EarlyStopping(")}
     assert len(told) == (ratio > 1)
     for text in told:
@@ -408,17 +462,85 @@ def test_only_impatient_monitors_of_our_keys_are_told(monitor: str, patience: in
     assert any(str(w.message).startswith("EarlyStopping(") for w in recwarn) == warns
 
 
+class Skips(pl.Callback):
+    """Tells of a measurement left out at the end of the first epoch, as the callback that measures does."""
+
+    def __init__(self, prefix: str = "lyapunov") -> None:
+        self.ours, self.warned = SimpleNamespace(prefix=prefix, max_overhead=0.03), False
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch == 0:
+            self.warned = warn_of_skip(trainer, self.ours)
+
+
+FALLING = [-0.1 * i for i in range(9)]
+
+
+def test_a_measurement_left_out_is_told_to_who_waits_for_it_and_the_advice_works(recwarn: Any) -> None:
+    """One update in four epochs: stock EarlyStopping ends on a value measured once, though each is better."""
+
+    def updates(*callbacks: pl.Callback) -> int:
+        fit = trainer(Scripted(FALLING, scorer=None, every_n_epochs=4), *callbacks, max_epochs=16)
+        fit.fit(Regressor(), loader(), loader())
+        return int(fit.global_step)
+
+    skips = Skips()
+    assert updates(EarlyStopping("lyapunov/max", patience=3), skips) == 16 and skips.warned
+    (text,) = [str(w.message) for w in recwarn if str(w.message).startswith("A measurement was left out")]
+    assert text == (
+        "A measurement was left out to stay within max_overhead=0.03, and more may follow. "
+        "EarlyStopping(monitor='lyapunov/max', patience=3) watches what is measured, which takes a value that it reads "
+        "again for one without improvement. LyapunovEarlyStopping(monitor='lyapunov/max', patience=3) in its place "
+        "counts measurements; max_overhead=None leaves no measurement out, a larger share fewer."
+    )
+    advised = eval(text[text.index("LyapunovEarlyStopping(") : text.index(" in its place")])
+    assert updates(advised) == 64
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (lambda: ModelCheckpoint(monitor="lyapunov/max"), "ModelCheckpoint(monitor='lyapunov/max') watches"),
+        (lambda: ModelCheckpoint(monitor="val_loss"), None),
+        (lambda: ModelCheckpoint(), None),
+        (lambda: EarlyStopping("val_loss"), None),
+        (
+            lambda: EarlyStopping("lyapunov/gradient_horizon", mode="max", patience=4),
+            "LyapunovEarlyStopping(monitor='lyapunov/gradient_horizon', patience=4, mode='max') in its place",
+        ),
+        (lambda: LyapunovEarlyStopping(monitor="lyapunov/max"), None),
+    ],
+)
+def test_only_stock_callbacks_on_our_keys_are_told_of_what_is_left_out(
+    made: Callable[[], pl.Callback], told: str | None, recwarn: Any
+) -> None:
+    fit = SimpleNamespace(callbacks=[made(), SimpleNamespace()])
+    assert warn_of_skip(fit, SimpleNamespace(prefix="lyapunov", max_overhead=0.03)) == (told is not None)
+    texts = [str(w.message) for w in recwarn if "was left out" in str(w.message)]
+    assert len(texts) == (told is not None) and all(str(told) in text for text in texts)
+
+
+def test_the_advice_is_of_the_prefix_that_measures(recwarn: Any) -> None:
+    fit = SimpleNamespace(callbacks=[EarlyStopping("b/max", patience=4)])
+    assert warn_of_skip(fit, SimpleNamespace(prefix="b", max_overhead=0.03))
+    assert "LyapunovEarlyStopping(monitor='b/max', patience=4, prefix='b') in" in str(recwarn.pop().message)
+    assert not warn_of_skip(fit, SimpleNamespace(prefix="a", max_overhead=0.03))
+
+
 # ------------------------------------------------------------------ worked by hand, without a fit
 
 
-def decides(stopper: LyapunovEarlyStopping, *measured: dict[str, float], start: int = 1) -> list[bool]:
-    """Whether it had stopped after each of some measurements, told by their metrics."""
+def decides(
+    stopper: LyapunovEarlyStopping, *measured: dict[str, float], start: int = 1, sources: Sequence[str] = ()
+) -> list[bool]:
+    """Whether it had stopped after each of some measurements, told by their metrics, and by what drove them."""
     history, trainer = History(stopper.prefix), SimpleNamespace(
         fast_dev_run=False, is_global_zero=True, world_size=1, should_stop=False, global_step=0, current_epoch=0
     )  # fmt: skip
     ours, stops = SimpleNamespace(prefix=stopper.prefix, history=history), []
     for step, metrics in enumerate(measured, start):
-        history.append(Measurement(step, 0, torch.tensor([metrics.get("max", -0.1)]), metrics))
+        source = sources[step - start] if sources else ""
+        history.append(Measurement(step, 0, torch.tensor([metrics.get("max", -0.1)]), metrics, source=source))
         stopper.on_lyapunov_measurement(trainer, ours)
         stops.append(trainer.should_stop)
     return stops
@@ -429,6 +551,34 @@ def test_a_gain_of_just_the_least_that_counts_is_none_and_moves_no_mark() -> Non
     tops = [1.0, 0.5, 0.25, 0.0, 0.125]  # the third has gained 0.75 on the first, and the others no more than 0.25
     assert decides(stopper, *({"max": top} for top in tops)) == [False, False, False, False, True]
     assert "has not improved on 0.25 at 2 measurements in a row; now it is 0.125." in stopper.reason
+
+
+def test_what_training_data_drove_before_the_first_update_sets_no_mark_for_validation() -> None:
+    """Oracle: by hand. −.9 before training would be the best for good; patience runs from the first by validation."""
+    tops = [{"max": top} for top in (-0.9, -0.1, -0.2, -0.2, -0.2)]
+    sources = ["training", *["validation"] * 4]
+    stopper = LyapunovEarlyStopping(monitor="lyapunov/max", patience=2, before_training=True)
+    assert decides(stopper, *tops, start=0, sources=sources) == [False] * 4 + [True]
+    assert "has not improved on -0.2 at 2 measurements in a row" in stopper.reason
+    alike = LyapunovEarlyStopping(monitor="lyapunov/max", patience=2, before_training=True)
+    assert decides(alike, *tops, start=0) == [False, False, True, True, True]
+
+
+def test_a_condition_is_counted_among_measurements_of_one_source() -> None:
+    failing = [FAILING] * 4
+    stopper = LyapunovEarlyStopping("predicted_to_fail", patience=2)
+    assert decides(stopper, *failing, start=0, sources=["training", *["validation"] * 3]) == [False, False, True, True]
+
+
+def test_a_resumed_stopper_keeps_to_its_source() -> None:
+    """One of an older version, which did not know it, goes on with whatever comes."""
+    for source, stops in (("validation", True), ("training", False)):
+        stopper, again, older = (LyapunovEarlyStopping(monitor="lyapunov/max", patience=1) for _ in range(3))
+        decides(stopper, {"max": 0.1}, sources=["validation"])
+        again.load_state_dict(stopper.state_dict())
+        assert decides(again, {"max": 0.2}, sources=[source]) == [stops]
+        older.load_state_dict({"counts": {}, "best": 0.1})
+        assert decides(older, {"max": 0.2}, sources=[source]) == [True]
 
 
 def test_keys_of_a_prefix_find_the_figures_of_their_names() -> None:
@@ -517,6 +667,17 @@ def test_shares_may_be_nothing_and_all_and_patience_is_of_three() -> None:
         assert (stopper.probability, stopper.familiarity, stopper.patience) == (share, share, 3)
     with pytest.raises(ValueError, match=r"got 1\.5"):
         LyapunovEarlyStopping("predicted_to_fail", probability=1.5)
+
+
+@pytest.mark.parametrize("prefix", ["lyapunov", "b"])
+def test_a_key_that_was_renamed_still_works_with_one_warning(prefix: str) -> None:
+    with pytest.warns(UserWarning, match="stability' is now called") as told:
+        stopper = LyapunovEarlyStopping(
+            monitor=key_of("aelle/stability", prefix), mode="max", patience=1, prefix=prefix
+        )
+    assert len(told) == 1 and stopper.monitor == key_of("aelle/ends_stable_probability", prefix)
+    said = [{"aelle/ends_stable_probability": value} for value in (0.5, 0.4)]
+    assert decides(stopper, *said) == [False, True]
 
 
 @pytest.mark.parametrize("monitor", ["lyapunov/rnn.l0/mean", "lyapunov/top", "encoder/rnn.l0/max", "a/b/c", "max"])

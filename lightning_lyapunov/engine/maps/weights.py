@@ -49,3 +49,21 @@ def cast_tensors(module: nn.Module, dtype: torch.dtype, detach: bool = True) -> 
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Change the floating type; leave indices and flags alone."""
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def weights_written_by_others(module: nn.Module) -> dict[str, Tensor]:
+    """The weights of a recurrent layer or cell that are plain tensors: another module computes and sets them.
+
+    So does a module that drops weights out: it sets ``rnn.weight_hh_l0`` before each call, and what it set last is what
+    is there. Those that the module itself computes, as torch's weight_norm does, are not among them.
+    """
+    hooks = module._forward_pre_hooks.values()
+    own = {hook.name for hook in hooks if isinstance(hook, WeightNorm | SpectralNorm)}
+    own |= {hook._tensor_name for hook in hooks if isinstance(hook, BasePruningMethod)}
+    held = {**vars(module), **module._parameters}
+    return {
+        name: value
+        for name, value in held.items()
+        if name.startswith(("weight_", "bias_")) and isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
+        if name not in own and not hasattr(value, "full_tensor")
+    }

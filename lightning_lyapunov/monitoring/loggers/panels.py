@@ -12,76 +12,86 @@ import torch
 
 from lightning_lyapunov.engine.isolation import measuring
 from lightning_lyapunov.monitoring.loggers.trackers import log_pictures, log_table, prepare, takes_pictures
-from lightning_lyapunov.names import MEASURED, SCORED, key_of
+from lightning_lyapunov.names import MEASURED, QUANTITIES, SCORED, key_of
 from lightning_lyapunov.reading.history import History
 
 if TYPE_CHECKING:
     from lightning_lyapunov.aelle import AeLLEScorer
     from lightning_lyapunov.figures import LatentMap
 
-FIRST = 3.0
-"""Seconds that drawing is expected to take before it was done: matplotlib is imported, the map of the bank is made."""
+FIRST = 0.8
+"""Seconds that drawing is expected to take before it was done."""
 COLUMNS = (*MEASURED, *SCORED)
 """What the table of measurements holds beside update, epoch and skill so far, as far as it is known."""
 
 
 class Panels:
-    """Draws a history for loggers.
+    """Draws a history for loggers: at the first two measurements, then at the fourth, the eighth and so on.
 
     Args:
-        every: Measurements from one set of pictures to the next; None: none are drawn.
+        wanted: Whether any pictures are.
         refused: Told of a logger that refused something: the logger and its error.
+
+    Attributes:
+        seconds: What drawing is expected to take: as long as the last time.
     """
 
-    def __init__(self, every: int | None, refused: Callable[[Any, Exception], None]) -> None:
-        self.every = every
-        self._refused = refused
-        self._since = 0
-        self._seconds = FIRST
+    def __init__(self, wanted: bool, refused: Callable[[Any, Exception], None]) -> None:
+        self._wanted, self._refused = wanted, refused
+        self.seconds = FIRST
+        self._measurements = 0
         self._drawn_at: int | None = None  # update of the last ones
         self._map: LatentMap | None = None
-        self._has_map = False
+        self._map_of: AeLLEScorer | None = None
 
-    def begin(self, loggers: Sequence[Any], prefix: str) -> None:
-        """Tell the loggers how to group what is to come."""
-        self._since, self._drawn_at, self._has_map = 0, None, False
+    def begin(self, loggers: Sequence[Any], prefix: str, names: Sequence[str] = tuple(QUANTITIES)) -> None:
+        """Tell the loggers how to group what is to come, the figures of these names."""
+        self._measurements, self._drawn_at = 0, None
         for logger in loggers:
-            self._try(logger, prepare, prefix)
+            self._try(logger, prepare, prefix, names)
 
-    @property
-    def seconds(self) -> float:
-        """What drawing is expected to take."""
-        return self._seconds
+    def stop(self) -> None:
+        """Draw no more."""
+        self._wanted = False
+
+    def are_for(self, loggers: Sequence[Any]) -> bool:
+        """Whether pictures are wanted, and any of the loggers takes them."""
+        return self._wanted and any(map(takes_pictures, loggers))
 
     def is_due(self, loggers: Sequence[Any]) -> bool:
         """Whether it is time for pictures, at a new measurement; asked once for each."""
-        self._since += 1
-        return self.every is not None and self._since >= self.every and any(map(takes_pictures, loggers))
+        self._measurements += 1
+        return self._measurements.bit_count() == 1 and self.are_for(loggers)
 
-    def draw(self, loggers: Sequence[Any], history: History, step: int, scorer: AeLLEScorer | None) -> float:
-        """Draw a history and write the pictures.
-
-        Args:
-            loggers: The Trainer's.
-            history: What was measured; at least one measurement.
-            step: Place on the loggers' axis.
-            scorer: Whose map the run's path is drawn on.
-
-        Returns:
-            Seconds it took.
+    @staticmethod
+    def load() -> None:
+        """Import what draws, which a process does once.
 
         Raises:
             ImportError: Without matplotlib.
         """
+        import lightning_lyapunov.figures  # noqa: F401
+
+    def draw(self, loggers: Sequence[Any], history: History, step: int, scorer: AeLLEScorer | None) -> None:
+        """Draw a history and write the pictures, unless those of the last measurement were drawn already.
+
+        Args:
+            loggers: What is written to.
+            history: What was measured; at least one measurement.
+            step: Place on the loggers' axis.
+            scorer: Whose map the run's path is drawn on.
+
+        Raises:
+            ImportError: Without matplotlib.
+        """
+        if not self.are_for(loggers) or history[-1].step == self._drawn_at:
+            return
+        self.load()
         start = time.perf_counter()
-        takers = [logger for logger in loggers if takes_pictures(logger)]
-        if takers and self.every is not None and history[-1].step != self._drawn_at:
-            pictures = self._pictures(history, scorer)
-            for logger in takers:
-                self._try(logger, log_pictures, pictures, step)
-            self._since, self._drawn_at = 0, history[-1].step
-        self._seconds = time.perf_counter() - start
-        return self._seconds
+        pictures = self._pictures(history, scorer)
+        for logger in filter(takes_pictures, loggers):
+            self._try(logger, log_pictures, pictures, step)
+        self._drawn_at, self.seconds = history[-1].step, time.perf_counter() - start
 
     def close(self, loggers: Sequence[Any], history: History, step: int) -> None:
         """Write the table of all measurements, once a run."""
@@ -102,12 +112,12 @@ class Panels:
         return {f"{history.prefix}_figures/{name}": _pixels(figure) for name, figure in figures.items()}
 
     def map_for(self, scorer: AeLLEScorer | None) -> LatentMap | None:
-        """The bank as this scorer sees it, made once a run; None if it sees nothing of it."""
-        if scorer is None or self._has_map:
-            return self._map if scorer is not None else None
+        """The bank as this scorer sees it, made once; None if it sees nothing of it."""
+        if scorer is None or scorer is self._map_of:
+            return None if scorer is None else self._map
         from lightning_lyapunov.figures import LatentMap
 
-        self._has_map = True
+        self._map_of = scorer
         try:
             with measuring(None, torch.device("cpu")), torch.device("cpu"):
                 self._map = LatentMap.of_bank(scorer)

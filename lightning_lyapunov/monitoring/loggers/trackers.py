@@ -12,14 +12,17 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
-from lightning_lyapunov.names import QUANTITIES, key_of
+from lightning_lyapunov.names import OF_A_LAYER, QUANTITIES, key_of
 
 Pictures = Mapping[str, Any]
 """By tag, arrays ``(height, width, 3)`` of bytes."""
 STEP = "trainer/global_step"
 """What Lightning's logger for Weights & Biases names the axis of everything that it logs."""
+BINS = 32
+"""Of a histogram in TensorBoard, which shows 30; its own writer makes 1,500 first, in five times the time."""
 
 
 def takes_pictures(logger: Any) -> bool:
@@ -28,11 +31,17 @@ def takes_pictures(logger: Any) -> bool:
     return bool(kinds & {"TensorBoardLogger", "WandbLogger", "MLFlowLogger"}) or hasattr(logger, "log_image")
 
 
-def prepare(logger: Any, prefix: str) -> None:
-    """Group the scalars: a layout of charts in TensorBoard, the step axis in Weights & Biases."""
+def prepare(logger: Any, prefix: str, names: Sequence[str] = tuple(QUANTITIES)) -> None:
+    """Group the scalars: a layout of charts in TensorBoard, the step axis in Weights & Biases.
+
+    Args:
+        logger: What is written to.
+        prefix: That of the keys.
+        names: Of what will be logged, as :func:`~lightning_lyapunov.names.selection` tells them.
+    """
     kinds = _kinds(logger)
-    if "TensorBoardLogger" in kinds:
-        logger.experiment.add_custom_scalars(_layout(prefix))
+    if "TensorBoardLogger" in kinds and (layout := _layout(prefix, names)):
+        logger.experiment.add_custom_scalars(layout)
     elif "WandbLogger" in kinds:
         run = logger.experiment
         # Lightning's own rule for all metrics is missing where a run was open before.
@@ -40,58 +49,74 @@ def prepare(logger: Any, prefix: str) -> None:
             run.define_metric(f"{group}/*", step_metric=STEP)
 
 
-def _layout(prefix: str) -> dict[str, dict[str, list[Any]]]:
-    """Charts by category. Tags are regular expressions, but for those of a margin, whose three have equal steps."""
+def _layout(prefix: str, names: Sequence[str] = tuple(QUANTITIES)) -> dict[str, dict[str, list[Any]]]:
+    """Charts of what is logged, by category.
 
-    def lines(*names: str) -> list[Any]:
-        return ["Multiline", [f"^{key_of(name, prefix)}$" for name in names]]
-
-    def about(*names: str) -> str:
-        unit = QUANTITIES[names[0]].unit
-        return ", ".join(QUANTITIES[name].title for name in names) + (f" ({unit})" if unit else "")
-
-    shares, health = ("near_zero_fraction", "unstable_fraction"), ("trusted_fraction", "settled_fraction", "overhead")
-    interval = [key_of(f"aelle/{name}", prefix) for name in ("performance", "performance_low", "performance_high")]
+    Tags are regular expressions, but for those of a margin: where one of its three is missing, it shows an error.
+    """
+    interval = ("aelle/performance", "aelle/performance_low", "aelle/performance_high")
     title = "Lyapunov" if prefix == "lyapunov" else f"Lyapunov: {prefix}"
-    return {
+    pages = {
         title: {
-            f"{about('max')}: above 0 chaos, where settled": lines("max", ".+/max"),
-            f"{about('gradient_gain')} over a sequence, and at most": lines("gradient_gain", "gradient_growth"),
-            about(*shares): lines(*shares),
-            f"{about('gradient_horizon')}: a gradient changes e-fold": lines("gradient_horizon"),
-            about("kaplan_yorke_dimension"): lines("kaplan_yorke_dimension"),
-            about(*health): lines(*health),
+            f"{_about('max')}: above 0 chaos, where settled": ("max", OF_A_LAYER),
+            f"{_about('gradient_gain')} over a sequence, and at most": ("gradient_gain", "gradient_growth"),
+            _about("near_zero_fraction", "unstable_fraction"): ("near_zero_fraction", "unstable_fraction"),
+            f"{_about('gradient_horizon')}: a gradient changes e-fold": ("gradient_horizon",),
+            _about("kaplan_yorke_dimension"): ("kaplan_yorke_dimension",),
+            _about("trusted_fraction", "settled_fraction", "overhead"): (
+                *("trusted_fraction", "settled_fraction", "overhead"),
+            ),
         },
         f"{title}: prediction": {
-            "final skill and its 80 % interval": ["Margin", interval],
-            "final skill with and without the spectrum": lines("aelle/performance", "aelle/baseline"),
-            "fails, takes off, ends stable": lines(
-                "aelle/failure_probability", "aelle/takeoff_probability", "aelle/stability"
+            "final skill and its 80 % interval": interval,
+            "final skill with and without the spectrum": ("aelle/performance", "aelle/baseline"),
+            "fails, takes off, ends stable": (
+                *("aelle/failure_probability", "aelle/takeoff_probability", "aelle/ends_stable_probability"),
             ),
-            "familiarity: below 0.3 the others are a guess": lines("aelle/familiarity"),
+            "familiarity: below 0.3 the others are a guess": ("aelle/familiarity",),
         },
     }
+    layout: dict[str, dict[str, list[Any]]] = {}
+    for page, charts in pages.items():
+        for text, about in charts.items():
+            logged = [name for name in about if name in names]
+            if logged == list(interval):
+                layout.setdefault(page, {})[text] = ["Margin", [key_of(name, prefix) for name in interval]]
+            elif logged and about is not interval:
+                tags = [".+/max" if name == OF_A_LAYER else name for name in logged]
+                layout.setdefault(page, {})[text] = ["Multiline", [f"^{key_of(tag, prefix)}$" for tag in tags]]
+    return layout
 
 
-def log_histogram(logger: Any, name: str, values: Tensor, step: int) -> None:
-    """Write one histogram, on the same step axis as the scalars.
+def _about(*names: str) -> str:
+    unit = QUANTITIES[names[0]].unit
+    return ", ".join(QUANTITIES[name].title for name in names) + (f" ({unit})" if unit else "")
+
+
+def log_measurement(
+    logger: Any, scalars: Mapping[str, float], step: int, *, name: str = "", exponents: Tensor | None = None
+) -> None:
+    """Write one measurement: its scalars, and the spectrum as a histogram where the logger takes one.
 
     Args:
-        logger: One of the Trainer's loggers.
-        name: Tag of the histogram.
-        values: (K,) any numbers; only the finite ones are drawn, since both trackers show nothing at all otherwise.
+        logger: What is written to; for Weights & Biases it is all one row.
+        scalars: By key.
         step: Place on the step axis.
+        name: Tag of the histogram.
+        exponents: (K,) any numbers; only the finite ones are drawn, since both trackers show nothing at all otherwise.
+            None: no histogram.
     """
-    values = values[values.isfinite()]
-    if len(values) == 0:
-        return
     kinds = _kinds(logger)
-    if "TensorBoardLogger" in kinds:
-        logger.experiment.add_histogram(name, values, step)
-    elif "WandbLogger" in kinds:
+    values = [] if exponents is None else exponents[exponents.isfinite()].tolist()
+    row: dict[str, Any] = dict(scalars)
+    if values and "WandbLogger" in kinds:
         import wandb
 
-        logger.log_metrics({name: wandb.Histogram(values.tolist())}, step=step)
+        row[name] = wandb.Histogram(values)
+    if row:
+        logger.log_metrics(row, step=step)
+    if values and "TensorBoardLogger" in kinds:
+        logger.experiment.add_histogram(name, np.array(values), step, bins=BINS)
 
 
 def log_pictures(logger: Any, pictures: Pictures, step: int) -> None:
@@ -130,4 +155,5 @@ def log_table(logger: Any, name: str, columns: Sequence[str], rows: Sequence[Seq
 
 
 def _kinds(logger: Any) -> set[str]:
-    return {cls.__name__ for cls in type(logger).__mro__}
+    """Names of its classes, and of those that it stands for."""
+    return {cls.__name__ for cls in type(logger).__mro__} | getattr(type(logger), "kinds", frozenset())

@@ -1,0 +1,1 @@
+"""Other libraries' models with our callbacks: what `make clients` runs and docs/libraries.md shows."""

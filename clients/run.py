@@ -1,0 +1,135 @@
+"""Install other libraries, run their models with our callbacks, and write the table of docs/libraries.md.
+
+``make clients`` runs all of them, ``make clients ARGS=darts`` one, ``ARGS="darts --resume"`` what it has not yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENTS = {
+    "forecasting": ["darts", "gluonts", "neuralforecast", "pytorch_forecasting"],
+    "cells": ["ncps", "snntorch", "xlstm", "mambapy", "skorch", "pyro", "torchrl", "sb3_contrib"],
+}
+"""Libraries by the environment that they share, which installs ``clients/<environment>.txt``."""
+PACKAGES = {"sb3_contrib": "sb3-contrib", "pytorch_forecasting": "pytorch-forecasting", "pyro": "pyro-ppl"}
+"""Names of packages that are not those of their modules."""
+RESULTS = ROOT / "runs" / "clients"
+PAGE = ROOT / "docs" / "libraries.md"
+MARKS = "<!-- begin of the table -->", "<!-- end of the table -->"
+MINUTES = 90
+"""For everything together."""
+GIGABYTES = 12
+"""For all environments together."""
+COLUMNS = {
+    "model": "model",
+    "found": "found without arguments",
+    "measured": "λ₁, nats per step, at the last of so many measurements",
+    "weights": "weights with and without",
+    "saved": "model saved and loaded",
+    "copied": "callback copied",
+    "stopped": "stopped",
+    "exact": "off brute force by",
+    "seconds": "s",
+}
+
+
+def main() -> None:
+    """Run what is asked for; exits with 1 if a library could not be run at all."""
+    known = [library for libraries in ENVIRONMENTS.values() for library in libraries]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("libraries", nargs="*", choices=[*known, []], metavar="library", help=", ".join(known))
+    parser.add_argument("--resume", action="store_true", help="leave out models that have a result")
+    chosen = parser.parse_args()
+    wanted, end = chosen.libraries or known, time.monotonic() + 60 * MINUTES
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    failed = []
+    for environment, libraries in ENVIRONMENTS.items():
+        for library in (library for library in libraries if library in wanted):
+            try:
+                python = _installed(environment, end)
+                _run(library, python, chosen.resume, end)
+            except (subprocess.SubprocessError, OSError) as error:
+                print(f"{library}: {error}", file=sys.stderr)
+                failed.append(library)
+            _write_table()
+    print(f"Wrote {PAGE.relative_to(ROOT)}" + (f"; failed: {', '.join(failed)}" if failed else ""))
+    sys.exit(bool(failed))
+
+
+def _installed(environment: str, end: float) -> str:
+    """The environment's Python, once all is installed; again when the lists have changed."""
+    folder = ROOT / f".venv-clients-{environment}"
+    python, stamp = str(folder / "bin" / "python"), folder / "installed.stamp"
+    lists = [ROOT / "clients" / f"{environment}.txt", ROOT / "clients" / "constraints.txt"]
+    if stamp.exists() and all(stamp.stat().st_mtime > path.stat().st_mtime for path in lists):
+        return python
+    if (free := shutil.disk_usage(ROOT).free) < 5e9:
+        raise OSError(f"an environment needs about 3 GB; {free / 1e9:.1f} GB are free.")
+    print(f"Installing {environment} into {folder.name}; this takes minutes.", flush=True)
+    left, held = max(1, end - time.monotonic()), {**os.environ, "PIP_CONSTRAINT": str(lists[1])}
+    pip: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True, timeout=left)
+    subprocess.run([*pip, "torch"], check=True, timeout=left, env=held)  # first: nothing then brings another
+    subprocess.run([*pip, "-r", lists[0], "-e", f"{ROOT}[plot]"], check=True, timeout=left, env=held)
+    everything = sum(f.stat().st_size for v in ROOT.glob(".venv-clients-*") for f in v.rglob("*") if f.is_file())
+    if everything > GIGABYTES * 1e9:
+        raise OSError(f"the environments take {everything / 1e9:.1f} GB, more than {GIGABYTES}.")
+    stamp.touch()
+    return python
+
+
+def _run(library: str, python: str, resume: bool, end: float) -> None:
+    """Check a library's models in its environment, where what it writes lies in the way of nobody."""
+    rows, log = RESULTS / f"{library}.jsonl", RESULTS / f"{library}.log"
+    if not resume:
+        rows.unlink(missing_ok=True)
+    done = [row["model"] for row in _rows(library)]
+    scratch = RESULTS / library
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    command = [python, "-m", "clients", library, str(rows), *done]
+    held = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    print(f"{library} ...", flush=True)
+    with log.open("w") as file:
+        subprocess.run(
+            command, cwd=scratch, env=held, stdout=file, stderr=file, check=True, timeout=max(1, end - time.monotonic())
+        )
+    package = PACKAGES.get(library, library)
+    shown = subprocess.run([python, "-m", "pip", "show", package], capture_output=True, text=True, check=True).stdout
+    (RESULTS / f"{library}.version").write_text(next(v[9:] for v in shown.splitlines() if v.startswith("Version: ")))
+    for row in _rows(library):
+        print("  " + " | ".join(_cell(row[name]) for name in COLUMNS), flush=True)
+
+
+def _rows(library: str) -> list[dict[str, object]]:
+    path = RESULTS / f"{library}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _write_table() -> None:
+    """Put what has been found so far between the marks of the page."""
+    lines = ["| library | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for library in (library for libraries in ENVIRONMENTS.values() for library in libraries):
+        version = RESULTS / f"{library}.version"
+        name = f"{PACKAGES.get(library, library)} {version.read_text()}" if version.exists() else library
+        lines += [f"| {name} | " + " | ".join(_cell(row[c]) for c in COLUMNS) + " |" for row in _rows(library)]
+    before, rest = PAGE.read_text().split(MARKS[0])
+    after = rest.split(MARKS[1])[1]
+    PAGE.write_text(f"{before}{MARKS[0]}\n" + "\n".join(lines) + f"\n{MARKS[1]}{after}")
+
+
+def _cell(value: object) -> str:
+    return f"{value:.0f}" if isinstance(value, float) else str(value).replace("|", "/")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""What a monitor can be told, checked once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import torch
+
+from lightning_lyapunov.aelle import AeLLEScorer
+from lightning_lyapunov.engine.settings import Settings
+from lightning_lyapunov.names import Metrics, selection
+
+Modules = str | Sequence[str] | Mapping[str, Any] | None
+"""Names of layers; or names with what reads each; None: all that are known."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure, how much of it, and what to make of it: plain values.
+
+    The meaning of each is told by :class:`~lightning_lyapunov.LyapunovSpectrumCallback`.
+
+    Raises:
+        ValueError: For one that is out of range; the message names it.
+    """
+
+    module: Modules = None
+    k: int | None = 32
+    num_sequences: int = 16
+    num_steps: int = 64
+    transient: int | None = None
+    interval: int | None = None
+    dtype: Literal["float32", "float64"] | None = None
+    tolerance: float | None = None
+    growth: int | None = None
+    warm_start: bool = False
+    max_overhead: float | None = 0.03
+    prefix: str = "lyapunov"
+    metrics: Metrics = "default"
+    histogram: bool = True
+    figures: bool = True
+    scorer: str | AeLLEScorer | None = "general"
+    performance: str | None = None
+    performance_range: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("k", "num_sequences", "num_steps", "interval"):
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise ValueError(f"{name} must be at least 1; got {count}.")
+        if self.transient is not None and not 0 <= self.transient < self.num_steps:
+            raise ValueError(f"transient must lie in [0, {self.num_steps - 1}], below num_steps; got {self.transient}.")
+        if self.max_overhead is not None and not self.max_overhead > 0:
+            raise ValueError(f"max_overhead must be above 0, or None; got {self.max_overhead}.")
+        if self.dtype not in (None, "float32", "float64"):
+            raise ValueError(f"dtype must be 'float32', 'float64' or None; got {self.dtype!r}.")
+        _ = self.settings  # which checks what is its own
+        if not self.prefix or self.prefix != self.prefix.strip("/"):
+            raise ValueError(f"prefix must be a name without slashes at its ends; got {self.prefix!r}.")
+        selection(self.metrics, self.prefix)
+        if self.scorer is not None and not isinstance(self.scorer, str | AeLLEScorer):
+            raise ValueError(
+                "scorer must be 'general', a path, an AeLLEScorer or None; got an object of "
+                f"{type(self.scorer).__name__}."
+            )
+        self._check_performance()
+
+    def _check_performance(self) -> None:
+        if self.performance is not None and self.performance_range is None and self.scorer == "general":
+            raise ValueError(
+                "performance needs performance_range=(worst, best), the metric by chance and at best, as the general "
+                f"scorer reads a skill from 0 to 1; got performance={self.performance!r} alone."
+            )
+        if self.performance_range is None:
+            return
+        if self.performance is None:
+            raise ValueError(f"performance_range is that of performance, which is None; got {self.performance_range}.")
+        worst, best = self.performance_range
+        if not (math.isfinite(worst) and math.isfinite(best)) or worst == best:
+            raise ValueError(f"performance_range must be two different numbers; got {self.performance_range}.")
+
+    @property
+    def settings(self) -> Settings:
+        """What the engine is told."""
+        dtype = None if self.dtype is None else getattr(torch, self.dtype)
+        return Settings(self.k, self.transient, self.interval, dtype, self.tolerance, self.growth)
+
+    def skill_of(self, performance: float) -> float | None:
+        """The user's metric as the scorer takes it, from 0 by chance to 1 at best; None where it is not finite."""
+        if not math.isfinite(performance):
+            return None
+        if self.performance_range is None:
+            return performance
+        worst, best = self.performance_range
+        return min(max((performance - worst) / (best - worst), 0.0), 1.0)
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Of all options."""
+        return tuple(field.name for field in fields(cls))

@@ -1,0 +1,336 @@
+"""One fit of a network, watched: what is recorded, measured, scored and remembered, whatever loop trains it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lightning_lyapunov.engine.spectrum import LyapunovSpectrum
+from lightning_lyapunov.monitoring.budget import Budget, Plan
+from lightning_lyapunov.monitoring.clock import Clock
+from lightning_lyapunov.monitoring.layers import Layers, Source
+from lightning_lyapunov.monitoring.loggers.panels import Panels
+from lightning_lyapunov.monitoring.notices import Notices
+from lightning_lyapunov.monitoring.options import Options
+from lightning_lyapunov.monitoring.ranks import Ranks
+from lightning_lyapunov.monitoring.scoring import Scoring
+from lightning_lyapunov.reading.conditions import DEAD
+from lightning_lyapunov.reading.extent import extent
+from lightning_lyapunov.reading.features import spectrum_features
+from lightning_lyapunov.reading.history import History, Measurement
+from lightning_lyapunov.reading.rules import news
+
+FLOOR = DEAD
+"""Nats per step. Exponents below, dead directions among them, are logged as this, since a monitor stops on infinity."""
+MOST = 1e6
+"""Steps, or nats over a sequence. A gradient horizon beyond is logged as this, and a gain of -inf as minus this."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """When a measurement is made."""
+
+    step: int
+    promised: bool
+    progress: float
+
+
+class Session:
+    """Watches a network while it is trained, once.
+
+    Args:
+        model: The network.
+        options: What to measure, and what to make of it.
+        history: To which measurements are added.
+        budget: That pays for them.
+        clock: That counts the seconds of training.
+        notices: Says what is to be said.
+        ranks: Who measures together; the history is kept on rank zero.
+
+    Attributes:
+        spectrum: The last one, the same on all ranks; None before the first.
+        was_skipped: Whether the budget left no room for the last measurement.
+
+    Raises:
+        ValueError: If the model has no layer that can be measured, or not those that were named.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        options: Options,
+        history: History,
+        budget: Budget,
+        clock: Clock,
+        notices: Notices,
+        ranks: Ranks,
+    ) -> None:
+        self.options, self.history, self.budget, self.clock = options, history, budget, clock
+        self._model_name, self._notices, self._ranks = type(model).__name__, notices, ranks
+        self.layers = Layers(model, options.module, options.num_sequences, options.num_steps, notices.tell)
+        self.scoring = Scoring(options.scorer, options.prefix, notices.tell)
+        self.panels = Panels(options.figures, self.warn_of_logger)
+        self.spectrum: LyapunovSpectrum | None = None
+        self.was_skipped = self.is_closed = False
+        self._moment = _Moment(0, promised=True, progress=0.0)
+        self._recording_counted = 0.0
+        if ranks.is_first:
+            self.scoring.load()
+
+    def close(self) -> None:
+        """Take the hooks off the layers; a second time does nothing."""
+        if not self.is_closed:
+            self._count_recording()
+            self.layers.remove()
+            self.scoring.release()
+            self.is_closed = True
+
+    # ---------------------------------------------------------------- recording
+
+    @contextmanager
+    def record(self, source: Source) -> Iterator[None]:
+        """Record what reaches the layers meanwhile, as one batch."""
+        self.layers.begin_batch(source)
+        try:
+            yield
+        finally:
+            self.layers.end_batch(source)
+
+    def _count_recording(self) -> None:
+        seconds = self.layers.seconds
+        self.budget.charge(seconds - self._recording_counted, "recording")
+        self._recording_counted = seconds
+
+    def has_recorded(self, source: Source | None = None) -> bool:
+        """Whether inputs have reached a layer, on any rank; to be called on all of them at once."""
+        return any(self._ranks.gather(self.layers.have_recorded(source)))
+
+    # ---------------------------------------------------------------- measuring
+
+    def measure(
+        self,
+        step: int,
+        epoch: int = 0,
+        *,
+        source: Source,
+        promised: bool = False,
+        progress: float = 1.0,
+        performance: float | None = None,
+    ) -> dict[str, float] | None:
+        """Measure the weights as they are; to be called on all ranks at once.
+
+        Args:
+            step: Updates made so far.
+            epoch: In which they were.
+            source: Whose inputs drive the layers, where there are any.
+            promised: Whether it is made even if the budget has no room for it.
+            progress: Share of the fit that is done, 1 where not known.
+            performance: Skill reached so far, as the scorer takes it.
+
+        Returns:
+            The figures by name, the same on all ranks; None if there is no room for it, or it could not be done.
+        """
+        self._count_recording()
+        self.was_skipped = False
+        self._moment = _Moment(step, promised, progress)
+        whole = Plan(self.options.num_sequences, self.options.num_steps, self.options.k or self.layers.largest_state)
+        try:
+            plan = self._measure_within(whole, source)
+        except Exception as error:
+            self._warn(error)
+            return None
+        if plan is None:
+            self.was_skipped = True
+            return None
+        figures = None
+        if self._ranks.is_first:
+            try:
+                figures = self._figures(step, performance)
+                self._keep(figures, plan, whole, step, epoch, performance)
+            except Exception as error:
+                self._warn(error)
+                figures = None
+        return self._ranks.from_first(figures)
+
+    def _measure_within(self, whole: Plan, source: Source) -> Plan | None:
+        """Measure as much as the budget allows: how much that was."""
+        plan = self._chosen(whole)
+        if plan is None:
+            return None
+        if (pilot := self._ranks.from_first(self.budget.pilot(plan))) is not None:
+            self._measure_as_planned(pilot, source)
+            plan = self._chosen(whole)
+            if plan is None or plan.work <= pilot.work:
+                return pilot
+        self._measure_as_planned(plan, source)
+        return plan
+
+    def _chosen(self, whole: Plan) -> Plan | None:
+        """How much of a measurement there is room for; rank zero decides."""
+        plan = None
+        if self._ranks.is_first:
+            at, trained = self._moment, self.clock.trained
+            plan = self.budget.choose(
+                whole,
+                trained,
+                promised=at.promised,
+                training_step=self.clock.per_step(at.step),
+                progress=at.progress,
+            )
+            self._tell_of_budget(plan, whole)
+        return self._ranks.from_first(plan)
+
+    def _tell_of_budget(self, plan: Plan | None, whole: Plan) -> None:
+        """Say once that the budget makes measurements smaller, and once that one that is promised breaks it."""
+        if plan == whole:
+            return
+        share = self.budget.share
+        self._notices.tell(
+            f"to stay within {share:.0%} of the training time, or one second in all, measurements are made smaller or "
+            f"spaced out; a whole one takes {self.budget.predicted(whole):.2g} s. max_overhead=None always makes whole "
+            "ones; a smaller k, num_sequences or num_steps costs less.",
+            subject="budget",
+        )
+        if plan is not None and self._moment.promised and not self.budget.fits(plan, self.clock.trained):
+            self._notices.tell(
+                f"a measurement that is always made, before training, in the first epoch and at its end, takes more "
+                f"than max_overhead={share:g} allows: about {self.budget.cost(plan):.2g} s.",
+                subject="promised",
+            )
+
+    def _measure_as_planned(self, plan: Plan, source: Source) -> None:
+        with self.budget.measuring(plan):
+            spectrum = self.layers.spectrum(
+                self._ranks, source, plan, self.options.settings, warm_start=self.options.warm_start
+            )
+            if any(part.exponents[0].isnan() for part in (spectrum, *spectrum.parts.values())):
+                raise ValueError("the largest exponent is NaN: the states of the network overflow along its inputs.")
+            self.spectrum = spectrum
+
+    def _figures(self, step: int, performance: float | None) -> dict[str, float]:
+        """What is known of the last spectrum, by name: finite numbers only; what is unknown is left out."""
+        assert self.spectrum is not None
+        spectrum = self.spectrum
+        with self.budget.spending("measuring"):
+            values = spectrum_features(spectrum)
+            values["floored"] = float((spectrum.exponents <= FLOOR).sum())
+            values |= {f"{name}/max": float(part.exponents[0]) for name, part in spectrum.parts.items()}
+            figures = {name: _bounded(name, value) for name, value in values.items() if not math.isnan(value)}
+        with self.budget.spending("scoring"):
+            figures |= self.scoring.scores(spectrum, self.layers.measured, step, performance)
+        figures["seconds"] = self.budget.last_seconds
+        if step > 0 and (trained := self.clock.trained) > 0:
+            figures["overhead"] = self.budget.spent / trained
+        return figures
+
+    def _keep(
+        self, figures: dict[str, float], plan: Plan, whole: Plan, step: int, epoch: int, performance: float | None
+    ) -> None:
+        """Add the measurement to the history."""
+        spectrum, seen = self.spectrum, self.layers.seen
+        assert spectrum is not None and seen is not None
+        parts = spectrum.layers.values()
+        steps, transient = max((part.steps + part.transient, part.transient) for part in parts)
+        fewer = extent(
+            sequences=spectrum.sequences,
+            steps=steps,
+            counted=steps - transient,
+            seen=seen.sequences,
+            length=seen.longest,
+            num_sequences=self.options.num_sequences,
+            num_steps=self.options.num_steps,
+            pieces=seen.pieces,
+            over_budget=plan.work < whole.work,
+        )
+        if fewer:
+            self._notices.tell(f"of what the layers were given, measured are {fewer}.", subject="extent")
+        score = self.scoring.score
+        self.history.append(
+            Measurement.of(
+                spectrum,
+                step=step,
+                epoch=epoch,
+                metrics=figures,
+                length=seen.longest,
+                source=seen.source,
+                seen=seen.sequences,
+                fewer=fewer,
+                latent=None if score is None else score.latent,
+                reached=performance,
+            )
+        )
+
+    # ---------------------------------------------------------------- telling
+
+    def tell_news(self) -> None:
+        """Say it in words when a state begins."""
+        try:
+            for finding in news(self.history):
+                level = logging.WARNING if finding.level == "warning" else logging.INFO
+                _log.log(level, "%d updates: %s", self.history[-1].step, finding.text)
+        except Exception as error:
+            self._notices.tell(f"what the measurement means could not be told: {error}", warn=True, subject="news")
+
+    def draw(self, loggers: Sequence[Any], step: int, *, last: bool = False) -> None:
+        """Draw pictures if it is time, and if the budget leaves room for them; at the end in any case."""
+        if not last and not self.panels.is_due(loggers):
+            return
+        if not last and not self.budget.allows(self.panels.seconds, self.clock.trained, self._moment.progress):
+            return
+        try:
+            with self.budget.spending("pictures"):
+                self.panels.draw(loggers, self.history, step, self.scoring.ready)
+        except Exception as error:
+            self.panels.stop()
+            self._notices.tell(f"no pictures are drawn: {error}", warn=not isinstance(error, ImportError))
+
+    def write_report(self, directory: str, settings: Mapping[str, Any]) -> Path | None:
+        """Write the page about the fit, as far as it came: where it lies; None if there is nothing to write."""
+        if not len(self.history):
+            return None
+        prefix = self.options.prefix
+        try:
+            with self.budget.spending("report"):
+                from lightning_lyapunov.report import write_report
+
+                path = Path(directory) / ("lyapunov.html" if prefix == "lyapunov" else f"{prefix}.html")
+                title = f"Lyapunov spectrum of {self._model_name}"
+                latent_map = self.panels.map_for(self.scoring.ready)
+                written = write_report(self.history, path, settings=settings, title=title, latent_map=latent_map)
+        except Exception as error:
+            self._notices.tell(f"the report could not be written: {error}", warn=True, subject="report")
+            return None
+        self._notices.tell(f"wrote {written}", subject=f"report {written}")
+        return written
+
+    def warn_of_logger(self, logger: Any, error: Exception) -> None:
+        """Say once that a logger refused something."""
+        text = f"{type(logger).__name__} refused the measurement ({type(error).__name__}: {error})."
+        self._notices.tell(text, warn=True, subject=type(logger).__name__)
+
+    def _warn(self, error: Exception) -> None:
+        warn_of_failure(self._notices, error)
+
+
+def warn_of_failure(notices: Notices, error: Exception) -> None:
+    """Say once that nothing is measured, and what becomes of those who monitor it."""
+    notices.tell(
+        f"the Lyapunov spectrum could not be measured, training goes on without it: {error} (EarlyStopping that "
+        "monitors it needs strict=False to go on too; ModelCheckpoint that does cannot, before there is a first "
+        "value.)",
+        warn=True,
+        subject="failure",
+    )
+
+
+def _bounded(name: str, value: float) -> float:
+    """A figure as it is logged: a rate no lower than a floor, a change over a sequence as it is, neither infinite."""
+    return min(max(value, -MOST if name.startswith("gradient_") else FLOOR), MOST)

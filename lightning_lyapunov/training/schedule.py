@@ -1,0 +1,89 @@
+"""When to measure in a Trainer's fit."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from lightning_lyapunov.monitoring.layers import Source
+
+When = Literal["before training", "step", "validation", "epoch", "end"]
+"""Moments at which a measurement is made."""
+RECENT = 4
+"""Training batches before the end of an epoch that are recorded where they will drive a measurement."""
+
+
+class Schedule:
+    """Says which moments of a fit are measured, and what drives the series.
+
+    A series has one source of inputs: validation if the fit has any, else training; with ``every_n_train_steps``
+    training, since validation does not come as often. Epochs without validation are then not measured.
+
+    Args:
+        every_n_epochs: One epoch out of so many.
+        every_n_train_steps: Updates from one measurement to the next; None: by epochs.
+    """
+
+    def __init__(self, every_n_epochs: int, every_n_train_steps: int | None) -> None:
+        self.every_n_epochs, self.every_n_train_steps = every_n_epochs, every_n_train_steps
+        self.source: Source = "training"
+        self.at: tuple[int, int] | None = None
+        """Global step and epoch of the last measurement of this fit."""
+
+    def begin(self, trainer: Any) -> None:
+        """Begin a fit."""
+        self.at = None
+        self.source = "validation" if self.every_n_train_steps is None and _will_validate(trainer) else "training"
+
+    def note(self, trainer: Any) -> None:
+        """A measurement was made, or tried, of the weights as they are."""
+        self.at = trainer.global_step, trainer.current_epoch
+
+    def is_due(self, trainer: Any, source: Source) -> bool:
+        """Whether inputs of a source have come, the weights have moved, and often enough; the same on all ranks."""
+        if source != self.source:
+            return False
+        if self.at is None:
+            return True
+        step, epoch = self.at
+        if trainer.global_step == step:
+            return False
+        if self.every_n_train_steps is not None:
+            return bool(trainer.global_step - step >= self.every_n_train_steps)
+        return step == 0 or self.every_n_epochs == 1 or bool(trainer.current_epoch - epoch >= self.every_n_epochs)
+
+    def is_promised(self) -> bool:
+        """Whether the next measurement is the first of the fit, or the first after the one before training."""
+        return self.at is None or self.at[0] == 0
+
+    def has_moved(self, trainer: Any) -> bool:
+        """Whether the weights have moved since the last measurement."""
+        return self.at is None or trainer.global_step != self.at[0]
+
+    def is_worth_recording(self, trainer: Any, batch_idx: int, *, has_validation: bool) -> bool:
+        """Whether a training batch may drive a measurement.
+
+        Args:
+            trainer: Whose batch it is.
+            batch_idx: Its place in the epoch.
+            has_validation: Whether validation inputs have reached the layers.
+        """
+        if trainer.global_step == 0 and self.at is None:
+            return True  # it drives the measurement before the first update, if no sanity check did
+        if self.every_n_train_steps is not None:
+            last = self.at[0] if self.at else trainer.global_step
+            return bool(trainer.global_step + 1 - last >= self.every_n_train_steps)
+        if self.source == "validation" and has_validation:
+            return False
+        batches = trainer.num_training_batches
+        return batch_idx == 0 or math.isinf(batches) or bool(batch_idx >= batches - RECENT)
+
+
+def _will_validate(trainer: Any) -> bool:
+    """Whether validation will run in this fit, as far as can be known when it begins."""
+    if not trainer.enable_validation:
+        return False
+    every, last = trainer.check_val_every_n_epoch, trainer.max_epochs
+    if every is None or last is None or last < 0:
+        return True
+    return bool(last // every > trainer.current_epoch // every)
