@@ -46,9 +46,11 @@ def main() -> None:
     """Run what is asked for; exits with 1 if a library could not be run at all."""
     known = [library for libraries in ENVIRONMENTS.values() for library in libraries]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("libraries", nargs="*", choices=[*known, []], metavar="library", help=", ".join(known))
+    parser.add_argument("libraries", nargs="*", metavar="library", help=f"of {', '.join(known)}; all if none is named")
     parser.add_argument("--resume", action="store_true", help="leave out models that have a result")
     chosen = parser.parse_args()
+    if unknown := sorted({*chosen.libraries} - {*known}):
+        parser.error(f"no library is called {', '.join(unknown)}; there are {', '.join(known)}")
     wanted, end = chosen.libraries or known, time.monotonic() + 60 * MINUTES
     RESULTS.mkdir(parents=True, exist_ok=True)
     failed = []
@@ -76,10 +78,10 @@ def _installed(environment: str, end: float) -> str:
         raise OSError(f"an environment needs about 3 GB; {free / 1e9:.1f} GB are free.")
     print(f"Installing {environment} into {folder.name}; this takes minutes.", flush=True)
     left, held = max(1, end - time.monotonic()), {**os.environ, "PIP_CONSTRAINT": str(lists[1])}
-    pip: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True, timeout=left)
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=left)
     subprocess.run([*pip, "torch"], check=True, timeout=left, env=held)  # first: nothing then brings another
-    subprocess.run([*pip, "-r", lists[0], "-e", f"{ROOT}[plot]"], check=True, timeout=left, env=held)
+    subprocess.run([*pip, "-r", str(lists[0]), "-e", f"{ROOT}[plot]"], check=True, timeout=left, env=held)
     everything = sum(f.stat().st_size for v in ROOT.glob(".venv-clients-*") for f in v.rglob("*") if f.is_file())
     if everything > GIGABYTES * 1e9:
         raise OSError(f"the environments take {everything / 1e9:.1f} GB, more than {GIGABYTES}.")
@@ -92,7 +94,7 @@ def _run(library: str, python: str, resume: bool, end: float) -> None:
     rows, log = RESULTS / f"{library}.jsonl", RESULTS / f"{library}.log"
     if not resume:
         rows.unlink(missing_ok=True)
-    done = [row["model"] for row in _rows(library)]
+    done = [str(row["model"]) for row in _rows(library)]
     scratch = RESULTS / library
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
@@ -116,14 +118,22 @@ def _rows(library: str) -> list[dict[str, object]]:
 
 
 def _write_table() -> None:
-    """Put what has been found so far between the marks of the page."""
-    lines = ["| library | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
-    for library in (library for libraries in ENVIRONMENTS.values() for library in libraries):
-        version = RESULTS / f"{library}.version"
-        name = f"{PACKAGES.get(library, library)} {version.read_text()}" if version.exists() else library
-        lines += [f"| {name} | " + " | ".join(_cell(row[c]) for c in COLUMNS) + " |" for row in _rows(library)]
+    """Put what has been found between the marks of the page; rows of libraries that were not run stay."""
     before, rest = PAGE.read_text().split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
+    table, after = rest.split(MARKS[1])
+    old = [line for line in table.splitlines() if line.startswith("| ")]
+    held = [
+        line.split("==") for line in (ROOT / "clients" / "constraints.txt").read_text().splitlines() if "==" in line
+    ]
+    lines = [f"With {' and '.join(f'{name} {version}' for name, version in held[:2])}.", ""]
+    lines += ["| library | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for library in (library for libraries in ENVIRONMENTS.values() for library in libraries):
+        package, version = PACKAGES.get(library, library), RESULTS / f"{library}.version"
+        if version.exists():
+            cells = [" | ".join(_cell(row[name]) for name in COLUMNS) for row in _rows(library)]
+            lines += [f"| {package} {version.read_text()} | {row} |" for row in cells]
+        else:
+            lines += [line for line in old if line.startswith(f"| {package} ")]
     PAGE.write_text(f"{before}{MARKS[0]}\n" + "\n".join(lines) + f"\n{MARKS[1]}{after}")
 
 

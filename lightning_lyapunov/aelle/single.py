@@ -117,7 +117,7 @@ class Single:
     def _by_model(self, seen: _Seen, known: Array) -> Array:
         (weight, _), (last, bias) = self._heads
         inner = seen.inner + weight[..., seen.codes.shape[1] :] @ _masked(known)
-        return _sigmoid(_times(last, inner * _sigmoid(inner)) + bias).mean(0)
+        return np.add.reduce(_sigmoid(_times(last, inner * _sigmoid(inner)) + bias)) / len(inner)
 
     def _by_ridge(self, seen: _Seen, known: Array) -> Array:
         has_skill = not math.isnan(known[_SKILL])
@@ -220,8 +220,8 @@ def _times(weights: Array, x: Array) -> Array:
 
 
 def _masked(values: Array) -> Array:
-    unknown = np.isnan(values)
-    return np.concatenate([np.where(unknown, 0.0, values), ~unknown], -1)
+    known = values == values  # but for NaN
+    return np.concatenate([np.where(known, values, 0.0), known], -1)
 
 
 def _sigmoid(x: Any) -> Any:
@@ -239,4 +239,4 @@ def _stacked(tensors: Iterable[Tensor]) -> Array:
 
 
 def _array(tensor: Tensor) -> Array:
-    return tensor.detach().double().numpy()
+    return tensor.detach().numpy().astype(np.float64)

@@ -1,11 +1,11 @@
 """What watching a network may cost: a share of the time it is trained, or one second where that is more.
 
-Everything that takes time is charged: recording, measuring, scoring, logging, pictures, the report. A measurement costs
-about in proportion to its work, so the cost of the last one predicts that of the next; before anything is known, a
-pilot, a small piece of the measurement, is timed. Where a whole measurement would break the budget it is made smaller:
-first of fewer sequences (wider error bars), then of fewer steps (less settles), then of fewer exponents, as far as these
-cost more than what is beside them. Where not even the smallest fits, nothing is measured this time. A few measurements are promised and made in any
-case: these are cut to what a person would not wait for.
+Everything that takes time is charged: recording, measuring, scoring, logging, pictures, the report. The cost of the
+last measurement predicts that of the next; before anything is known, a pilot, a small piece of the measurement, is
+timed. Where a whole measurement would break the budget it is made smaller: first of fewer sequences (wider error bars),
+then of fewer steps (less settles), then of fewer exponents, as far as these cost more than all that is beside them.
+Where not even the smallest fits, nothing is measured this time. A few measurements are promised and made in any case:
+these are cut to what a person would not wait for.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from lightning_lyapunov.monitoring.sharding import why_not
 from lightning_lyapunov.reading.history import History, read_state
 from lightning_lyapunov.training.logging import log_figures, logging_step
 from lightning_lyapunov.training.performance import Performance
+from lightning_lyapunov.training.pickling import added_to
 from lightning_lyapunov.training.ranks import TrainerRanks
 from lightning_lyapunov.training.schedule import Schedule, When
 from lightning_lyapunov.training.stopping import warn_of_impatience, warn_of_skip
@@ -31,15 +32,23 @@ from lightning_lyapunov.training.stopping import warn_of_impatience, warn_of_ski
 class LyapunovSpectrumCallback(pl.Callback):
     r"""Measures the Lyapunov spectrum of a model's recurrent layers while it trains, and logs what it says.
 
-    The layers are driven by the inputs that reach them in the model's own forward pass: those of the first validation
-    batches, else of training batches. A measurement is made once per set of weights: when validation ends, else at the
-    end of a training epoch, and once before the first update. A scorer reads each spectrum and predicts how well the
-    network will do. Training is not touched: the weights after a fit are bit for bit those without the callback. A
-    measurement that fails warns once and logs nothing.
+    The layers are driven by the inputs that reach them in the model's own forward pass. A series of measurements has
+    one source of inputs: the first batches of each validation, if the fit validates, and then epochs without validation
+    are not measured; else the last training batches of each epoch. A measurement is made once per set of weights.
+    Promised are one before the first update, one in the first epoch (also after a resume) and one at the end; the
+    budget decides on the others. Without a sanity check the one before the first update is driven by a training batch;
+    it says so, and is compared with no other.
+
+    Rows of a batch live separate lives: where a state is set back, a row begins anew, and one that is finished, or held
+    by a mask, ends; a row that is passed over several times counts once. A scorer reads each spectrum and predicts how
+    well the network will do. Training is not touched: the weights after a fit are bit for bit those without the
+    callback. A measurement that fails warns once a fit and logs nothing.
 
     Args:
-        module: Name of the recurrent layer to measure, or several; a cell of your own, ``(x, state) -> state``, must
-            be named. All of torch's recurrent layers and cells if None.
+        module: Name of the recurrent layer to measure, or several; a cell of your own must be named, and how it passes
+            its state on is recognised from its calls. Or names with what says how each is read and stepped: an
+            :class:`~lightning_lyapunov.capture.Adapter`, or a function ``step(module, x, state) -> state``. If None all
+            recurrent layers and cells of torch's, subclasses of them, and modules of libraries that are known.
         k: Number of leading exponents; None for the whole spectrum, whose cost grows with the cube of the state size.
         num_sequences: Sequences measured, on all devices together; their spread gives the error bars.
         num_steps: Steps of each sequence, the first ones.
@@ -54,15 +63,20 @@ class LyapunovSpectrumCallback(pl.Callback):
         warm_start: Begin with the frames of the last measurement where the inputs are the same, three times out of
             four: it saves the transient, but the figures are no longer those of the weights and inputs alone.
         every_n_epochs: Measure in one epoch out of so many; the first one always, also after a resume.
-        every_n_train_steps: Measure when so many updates were made since the last time, also within an epoch. Takes
-            the place of ``every_n_epochs``.
-        max_overhead: Share of the training time so far that measurements may take. Where a whole one would break it,
-            fewer sequences are measured, then fewer exponents, and where not even the least fits, none this time; but
-            always before the first update and in the first epoch. None: no bound.
+        every_n_train_steps: Measure when so many updates were made since the last time, also within an epoch, driven by
+            training batches throughout. Takes the place of ``every_n_epochs``.
+        max_overhead: Share of the training time so far that everything together may take, recording, measuring,
+            scoring, logging, pictures and report; or one second in all where that is more. Where a whole measurement
+            would break it, fewer sequences are measured, then fewer steps, then fewer exponents, and where not even the
+            least fits, none this time. Those that are promised are cut to one second, or to ten training steps' time
+            where that is more. None: no bound.
         prefix: First part of the keys. Two instances in one Trainer need different ones.
+        metrics: What the loggers get: "default", eight figures; "all"; or a list of names. Monitors can watch all of
+            them in any case.
         histogram: Whether to log the spectrum as a histogram too, where the logger can (TensorBoard, W&B).
-        figures: Draw pictures for the loggers that take them (TensorBoard, W&B) at one measurement out of so many, as
-            far as ``max_overhead`` allows, and when training ends; None: never. They need matplotlib.
+        figures: Whether to draw pictures for the loggers that take them (TensorBoard, W&B): at the first two
+            measurements, then ever more rarely, as far as ``max_overhead`` allows, and when training ends. They need
+            matplotlib.
         report: Directory in which to write a page about the run, with pictures and what they mean in words, when the
             fit ends. It needs matplotlib.
         prog_bar: Whether to show the largest exponent on the progress bar.
@@ -77,17 +91,19 @@ class LyapunovSpectrumCallback(pl.Callback):
             it is.
 
     Attributes:
-        history: What was measured, a :class:`~lightning_lyapunov.reading.History`; on rank zero.
-        spectrum: The last spectrum, with its layers, the same on all ranks; None before the first.
-        score: The last score, an :class:`~lightning_lyapunov.AeLLEScore`; None before the first; on rank zero.
+        history: What was measured in the last fit, a :class:`~lightning_lyapunov.reading.History`; on rank zero. Those
+            of earlier fits are kept apart, in ``history.earlier``.
+        spectrum: The last spectrum of this fit, with its layers, the same on all ranks; None before the first.
+        score: The last score of this fit, an :class:`~lightning_lyapunov.AeLLEScore`; None before the first; on rank
+            zero.
 
     Raises:
         ValueError: For an argument out of range.
         MisconfigurationException: In ``setup``, if another instance uses the same prefix, or if the Trainer's strategy
             keeps parameters in flat pieces (FSDP1, the third stage of DeepSpeed).
 
-    Keys, under the prefix ``lyapunov``, with their units. A value that is unknown, because the spectrum is partial or
-    growth is not measured, is not logged.
+    Keys, under the prefix ``lyapunov``, with their units. Monitors see all of them, the loggers those that ``metrics``
+    asks for. A value that is unknown, because the spectrum is partial or growth is not measured, is not there.
 
     =============================  ===========  ========================================================================
     ``max``                        nats/step    largest exponent λ₁, a rate in the long run where it has settled: above
@@ -111,7 +127,8 @@ class LyapunovSpectrumCallback(pl.Callback):
     ``floored``                    count        exponents below −100, which are logged as −100, dead directions (−∞)
                                                 among them
     ``seconds``                    s            what the measurement took
-    ``overhead``                   share        what all measurements took, of the training time so far
+    ``overhead``                   share        what recording, measuring, logging and pictures took, of the training
+                                                time so far
     ``<layer>/max``                nats/step    with several layers, the largest exponent of each
     =============================  ===========  ========================================================================
 
@@ -127,7 +144,7 @@ class LyapunovSpectrumCallback(pl.Callback):
     ``failure_probability``        probability  that the network never learns its task: final skill below 0.1
     ``takeoff_probability``        probability  that its final skill is above 0.3; of a network at chance, that it will
                                                 still take off
-    ``stability``                  probability  that the trained network is not chaotic
+    ``ends_stable_probability``    probability  that the trained network is not chaotic
     ``familiarity``                0 to 1       how like the networks that the scorer was fitted on this one is
     =============================  ===========  ========================================================================
 
@@ -436,13 +453,15 @@ class LyapunovSpectrumCallback(pl.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Arguments and plain values: what Lightning hangs on a callback is not pickled, nor is the model."""
-        return {"arguments": self._arguments, "state": self.state_dict()}
+        added = added_to(self, vars(LyapunovSpectrumCallback()))
+        return {"arguments": self._arguments, "state": self.state_dict(), "added": added}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """The callback that was pickled, its history with it; what it last measured is there as figures alone."""
-        type(self).__init__(self, **state["arguments"])
+        LyapunovSpectrumCallback.__init__(self, **state["arguments"])
         self.load_state_dict(state["state"])
         self._is_resumed = False
+        vars(self).update(state["added"])
 
     @property
     def state_key(self) -> str:

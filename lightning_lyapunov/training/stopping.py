@@ -25,6 +25,7 @@ from lightning_lyapunov.reading.conditions import (
 from lightning_lyapunov.reading.history import History, Measurement, read_state
 from lightning_lyapunov.reading.state import what_is_left
 from lightning_lyapunov.reading.words import in_words, over_a_sequence
+from lightning_lyapunov.training.pickling import added_to
 
 Condition = Literal["chaotic", "collapsed", "converged", "predicted_to_fail"]
 CONDITIONS: tuple[Condition, ...] = ("chaotic", "collapsed", "converged", "predicted_to_fail")
@@ -276,18 +277,15 @@ class LyapunovEarlyStopping(pl.Callback):
     def __getstate__(self) -> dict[str, Any]:
         """What it was made with, and how far it has come: plain values, with what a subclass or a user has added."""
         arguments = {name: getattr(self, name) for name in _ARGUMENTS}
-        state = {"arguments": arguments, "state": self.state_dict(), "reason": self.reason}
-        added = {
-            name: value for name, value in vars(self).items() if name not in vars(LyapunovEarlyStopping("chaotic"))
-        }
-        return state | ({"added": added} if added else {})
+        added = added_to(self, vars(LyapunovEarlyStopping("chaotic")))
+        return {"arguments": arguments, "state": self.state_dict(), "reason": self.reason, "added": added}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make it anew, as it was."""
         LyapunovEarlyStopping.__init__(self, **state["arguments"])
         self.load_state_dict(state["state"])
         self.reason = state["reason"]
-        vars(self).update(state.get("added", {}))
+        vars(self).update(state["added"])
 
 
 _ARGUMENTS = tuple(signature(LyapunovEarlyStopping).parameters)

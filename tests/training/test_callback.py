@@ -1,9 +1,11 @@
 """The callback in real fits: fresh for whoever monitors it, and without a trace in what it watches."""
 
 import copy
+import io
 import math
 import pickle
 import re
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -376,6 +378,48 @@ def test_fast_dev_run_measures() -> None:
 
 def test_pickles_before_the_fit() -> None:
     assert pickle.loads(pickle.dumps(LyapunovSpectrumCallback(k=3))).k == 3
+
+
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "pickle": lambda thing: pickle.loads(pickle.dumps(thing)),
+    "deepcopy": copy.deepcopy,
+    "cloudpickle": lambda thing: pickle.loads(pytest.importorskip("cloudpickle").dumps(thing)),
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_a_copy_has_the_history_and_not_the_model(how: str) -> None:
+    """Darts, Ray and joblib pickle the callbacks of a fitted model, neuralforecast copies them."""
+
+    class Unpicklable(Regressor):
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            raise TypeError("the model was pickled with the callback")
+
+    ours = measure_always(k=None, prefix="mine", metrics=["max"])
+    trainer(ours).fit(Unpicklable(), loader(), loader())
+    ours.note = "of the user"
+    again = COPIES[how](ours)
+    assert [m.step for m in again.history] == [0, 4, 8] and again.note == "of the user"
+    assert (again.prefix, again.metrics, again.k) == ("mine", ["max"], None)
+    trainer(again).fit(Regressor(), loader(), loader())  # a fit of its own, which does not go on from the copied one
+    assert [m.step for m in again.history] == [0, 4, 8] and again.history.runs_before == 1
+    assert ours.history.runs_before == 0
+
+
+@pytest.mark.skipif(not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"), reason="of torch 2.6")
+def test_a_safe_load_needs_no_more_than_the_class() -> None:
+    """Oracle: what torch itself says that the file asks for."""
+    ours = measure_always()
+    trainer(ours).fit(Regressor(), loader(), loader())
+    file = io.BytesIO()
+    torch.save(ours, file)
+    file.seek(0)
+    with torch.serialization.safe_globals([]):
+        asked = set(torch.serialization.get_unsafe_globals_in_checkpoint(file))
+    assert asked <= {"lightning_lyapunov.training.callback.LyapunovSpectrumCallback"}
+    file.seek(0)
+    again = torch.load(file, weights_only=True)  # importing the package has allowed the class
+    assert [m.step for m in again.history] == [0, 4, 8]
 
 
 def test_a_profiler_names_the_measurement() -> None:
