@@ -84,7 +84,12 @@ RUNS = (
         "peers", "peers", (*PEERS_COMMAND, "--peers", "lyapax", "chaotax", "chaotax-jit", "clvlib-numpy"), ("--quick",)
     ),
     Run("peers", "peers-short", (*PEERS_COMMAND, "--steps", "2048", "--peers", *SLOWER), None),
-    Run("overhead", "overhead", ("overhead.py", "--threads", "1"), ("--epochs", "2")),
+    Run(
+        "overhead",
+        "overhead",
+        ("overhead.py", "--threads", "1"),
+        ("--epochs", "2", "--pairs", "1", "--cases", "second"),
+    ),
     Run("growth", "growth", ("growth.py", "--threads", "1"), ("--quick",)),
     Run("anatomy", "anatomy", ("anatomy.py",), ("--sizes", "64")),
 )

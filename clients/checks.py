@@ -147,6 +147,8 @@ def check(library: str, model: str, client: Client | Callable[[], None]) -> Row:
             fit = _fit(client, [watch(**client.options), *stops])
             row.found = "by name" if _measured(fit).history else "no, nor by name"
         row.weights = "identical" if _are_identical(plain.network, fit.network) else "DIFFER"
+        if not client.by_hand and _traces(plain.network) != _traces(fit.network):
+            row.weights += ", HOOKS LEFT"
         with _told(row, "measured"):
             row.measured = _figures(_measured(fit))
         with _told(row, "saved"):
@@ -198,6 +200,12 @@ def _equal(one: Any, other: Any) -> bool:
     return one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
+def _traces(network: nn.Module) -> list[tuple[str, int]]:
+    """Class and number of hooks of each module."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return [(type(m).__qualname__, sum(len(getattr(m, kind)) for kind in kinds)) for m in network.modules()]
+
+
 def _figures(callback: Any) -> str:
     spectrum, history = callback.spectrum, callback.history
     if spectrum is None:
@@ -232,7 +240,7 @@ def _copied(callback: LyapunovSpectrumCallback, stop: LyapunovEarlyStopping) -> 
     file = io.BytesIO()
     torch.save((callback, stop), file)
     needed = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(file.getvalue()))
-    with torch.serialization.safe_globals([LyapunovSpectrumCallback, LyapunovEarlyStopping]):
+    with torch.serialization.safe_globals([LyapunovEarlyStopping]):  # the callback's class is known to torch
         if strange := [name for name in needed if "LyapunovSpectrumCallback" not in name and "Stopping" not in name]:
             return f"safe loading asks for {', '.join(strange)[:120]}"
         copies["torch.load"] = torch.load(io.BytesIO(file.getvalue()), weights_only=True)

@@ -72,7 +72,8 @@ def _fit(callbacks: list[Any]) -> Fit:
     inference = SVI(model, lambda x, y: None, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
     begin(callbacks, model)
     for step in range(1, 31):
-        inference.step(x, x.mean((1, 2)).unsqueeze(1))
+        batch = x[torch.randint(len(x), (64,))]
+        inference.step(batch, batch.mean((1, 2)).unsqueeze(1))
         if step % 10 == 0 and callbacks:
             with record(callbacks), torch.random.fork_rng():
                 model(x[:32])

@@ -52,7 +52,7 @@ class Network(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.rnn, self.out = nn.GRU(3, 8, batch_first=True), nn.Linear(8, 1)
+        self.rnn, self.out = nn.GRU(3, 8, batch_first=True), nn.Sequential(nn.Dropout(0.1), nn.Linear(8, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 1) of ``(B, T, 3)``."""

@@ -68,7 +68,8 @@ def _client(kind: str, oracle: Oracle | None = None, **options: Any) -> Client:
         begin(callbacks, policy)
         with set_recurrent_mode(True):
             for step in range(1, 31):
-                loss = (policy(data.clone())["action"] - x.mean(-1, keepdim=True)).square().mean()
+                batch = data[torch.randint(64, (32,))]
+                loss = (policy(batch)["action"] - batch["observation"].mean(-1, keepdim=True)).square().mean()
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -88,6 +88,25 @@ class Leaky(nn.Module):
         return 0.5 * state + 0.5 * self.inner(x, state)
 
 
+class Emitting(nn.Module):
+    """A cell by hand that returns an output beside its state, in two parts that it takes one by one."""
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__()
+        self.inner = nn.LSTMCell(inputs, hidden)
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        h, c = self.inner(x, (h, c))
+        return torch.tanh(h), h, c
+
+
+class HandingOn(nn.LSTM):
+    """A subclass with a forward pass of its own that hands on to torch's."""
+
+    def forward(self, x: Tensor, hx: Any = None, lengths: Any = None) -> Any:  # type: ignore[override]
+        return super().forward(x, hx)
+
+
 class Varied(pl.LightningModule):
     """A run as users have them: it can do by hand, and all at once, what the others do one by one.
 
@@ -95,10 +114,13 @@ class Varied(pl.LightningModule):
     batches that it was trained on.
 
     Args:
-        cell: "RNN", "GRU" or "LSTM", or "loop": LSTM cells called in a Python loop.
+        cell: "RNN", "GRU" or "LSTM", or "loop": LSTM cells called in a Python loop. As "resets" a layer is called step
+            by step and some rows are set back, as "masked" some rows of a loop are held, as "own" a cell by hand is
+            called past its hooks, as "subclass" a layer hands on to torch's, as "dropped" its weights are dropped out.
         front: What comes before the recurrence: "linear", "dropout" (then also in it) or "batch norm".
         frozen: Whether that part is in eval mode and does not learn.
-        optimisation: "automatic", "manual", or "several" optimisers, which is manual too.
+        optimisation: "automatic", "manual", "several" optimisers, which is manual too, or "closures" that are evaluated
+            several times, which is automatic.
         chunks: Into which a sequence is cut. The state is carried over from one to the next, detached; manual
             optimisation makes a step for each.
         accumulate: Batches for an update, where optimisation is manual.
@@ -127,22 +149,51 @@ class Varied(pl.LightningModule):
         self.front = nn.Sequential(nn.Linear(3, 3), *parts[front])
         if frozen:
             self.front.eval().requires_grad_(False)
-        within = {"num_layers": 2, "dropout": 0.3} if front == "dropout" else {}
+        within = {"num_layers": 2, "dropout": 0.3} if front == "dropout" and cell != "subclass" else {}
         size = 3, hidden
-        self.rnn = nn.LSTMCell(*size) if cell == "loop" else getattr(nn, cell)(*size, batch_first=True, **within)
+        kinds = {"loop": nn.LSTMCell, "resets": nn.GRU, "masked": nn.GRUCell, "own": Emitting}
+        kinds |= {"subclass": HandingOn, "dropped": nn.RNN}
+        kind: Any = kinds.get(cell) or getattr(nn, cell)
+        self.rnn = kind(*size, batch_first=True, **within) if issubclass(kind, nn.RNNBase) else kind(*size)
+        self.cell, self.hidden = cell, hidden
+        if cell == "dropped":
+            self.raw = nn.Parameter(self.rnn.weight_hh_l0.detach().clone())
+            del self.rnn._parameters["weight_hh_l0"]
+            self.rnn.weight_hh_l0 = self.raw.detach().clone()
         self.out = nn.Linear(hidden, 1)
         self.optimisation, self.chunks, self.accumulate, self.clip = optimisation, chunks, accumulate, clip
-        self.automatic_optimization = optimisation == "automatic"
+        self.automatic_optimization = optimisation in ("automatic", "closures")
         self.batches: list[Tensor] = []
 
     def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         x = self.front(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        if self.cell in ("resets", "masked", "own"):
+            return self.step_by_step(x, state)
+        if self.cell == "dropped":
+            dropped = nn.functional.dropout(self.raw, 0.3, self.training)
+            self.rnn.weight_hh_l0 = dropped if self.training else dropped.clone()
         if isinstance(self.rnn, nn.RNNBase):
             hidden, state = self.rnn(x, state)
             return self.out(hidden[:, -1]), state
         for step in x.unbind(1):
             state = self.rnn(step, state)
         return self.out(state[0]), state
+
+    def step_by_step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Rows that live separate lives, and a cell called past its hooks."""
+        rows = torch.arange(len(x)).unsqueeze(1)
+        if state is None and self.cell != "resets":
+            state = x.new_zeros(len(x), self.hidden)
+            state = (state, state) if self.cell == "own" else state
+        for t, now in enumerate(x.unbind(1)):
+            if self.cell == "resets":
+                outputs, state = self.rnn(now.unsqueeze(1), state)
+                out, state = outputs[:, 0], state * (rows != t).to(x)
+            elif self.cell == "masked":
+                state = out = torch.where(rows >= t, self.rnn(now, state), state)
+            else:
+                out, *state = self.rnn.forward(now, *state)
+        return self.out(out), tuple(state) if isinstance(state, list) else state
 
     def losses(self, batch: Any) -> Iterator[Tensor]:
         """Of each chunk."""
@@ -183,6 +234,8 @@ class Varied(pl.LightningModule):
         self.log("weights", self.out.weight.norm())
 
     def configure_optimizers(self) -> Any:
+        if self.optimisation == "closures":
+            return torch.optim.LBFGS(self.parameters(), 1e-2, max_iter=2)
         if self.optimisation != "several":
             return torch.optim.Adam(self.parameters(), 1e-2)
         rest = [*self.front.parameters(), *self.out.parameters()]

@@ -12,7 +12,7 @@ from lightning_lyapunov.bank.atlas import atlas_of_bank
 from lightning_lyapunov.figures import LatentMap
 from lightning_lyapunov.files import reading
 
-SHIPPED = Path(sys.modules["lightning_lyapunov"].__file__ or "").parent / "aelle" / "weights" / "general.atlas"
+SHIPPED = Path(sys.modules["lightning_lyapunov"].__file__ or "").parent / "aelle" / "atlas.safetensors"
 
 
 @pytest.fixture(scope="module")

@@ -94,7 +94,7 @@ def test_a_forecaster_of_the_laser_is_not_chaotic() -> None:
     assert free < 0 and "it has learnt the next sample, not the chaos" in said
 
 
-@pytest.mark.parametrize("page", ["index", "scorer", "own-cells", "own-bank"])
+@pytest.mark.parametrize("page", ["index", "scorer", "own-cells", "own-bank", "other-recurrences"])
 def test_code_of_the_pages_runs(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / f"{page}.md").read_text(encoding="utf-8"), re.M | re.S)
     assert blocks

@@ -56,7 +56,7 @@ class Atlas:
         Raises:
             ValueError: If the file is not as it was written.
         """
-        shipped = files("lightning_lyapunov.aelle") / "weights" / "general.atlas"
+        shipped = files("lightning_lyapunov.aelle") / "atlas.safetensors"
         with as_file(shipped) as path, reading(path, FORMAT) as (tensors, metadata):
             if metadata.get(_MADE_BY) != made_by:
                 return None

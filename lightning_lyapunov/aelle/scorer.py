@@ -209,7 +209,7 @@ class AeLLEScorer:
             stability=heads[:, STABILITY],
             familiarity=ordinary * share,
             ordinary=ordinary,
-            latent=self.heads.codes(seen),
+            latent=self.heads.codes(rows),
             baseline=baseline,
         )
 

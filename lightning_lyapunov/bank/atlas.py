@@ -52,5 +52,5 @@ def write_atlas(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    with as_file(files("lightning_lyapunov.aelle") / "weights") as folder:
-        write_atlas(folder / "general.atlas")
+    with as_file(files("lightning_lyapunov.aelle") / "atlas.safetensors") as path:
+        write_atlas(path)

@@ -11,7 +11,6 @@ from torch import nn
 
 from lightning_lyapunov.capture.adapters import adapter_of
 from lightning_lyapunov.capture.finding import Names, find
-from lightning_lyapunov.capture.probe import driven_by
 from lightning_lyapunov.engine.frames import Frames, seed_of
 from lightning_lyapunov.engine.isolation import measuring
 from lightning_lyapunov.engine.maps.cell import State
@@ -119,6 +118,8 @@ def _through_a_network(
     start: Start,
 ) -> LyapunovSpectrum:
     """The spectrum of layers inside a network, or of a module that is read by an adapter: what reaches them drives."""
+    from lightning_lyapunov.capture.probe import driven_by  # which loads torch's compiler, and that takes a second
+
     if not isinstance(network, nn.Module):
         raise ValueError(f"module names a layer inside a network; system is no nn.Module but {type(network).__name__}.")
     if state is not None:

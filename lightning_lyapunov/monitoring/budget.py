@@ -25,6 +25,8 @@ Kind = Literal["recording", "measuring", "scoring", "logging", "pictures", "repo
 """What time is spent on. Imports are kept apart: a process pays for them once, whatever is done with them."""
 GRACE_SECONDS = 1.0
 """What may be spent in all however short a run is, and what a promised measurement may take."""
+LARGE = 2048
+"""Dimension of a state from which on a pilot is of one sequence and a few steps: even these take half a second."""
 TRAINING_STEPS = 10
 """Training steps whose time a promised measurement may take, where that is longer."""
 FEWEST_SEQUENCES, FEWEST_STEPS, FEWEST_EXPONENTS = 4, 16, 32
@@ -199,13 +201,16 @@ class Budget:
 
     # ---------------------------------------------------------------- how much to measure
 
-    def pilot(self, plan: Plan) -> Plan | None:
+    def pilot(self, plan: Plan, state_size: int = 0) -> Plan | None:
         """A small piece to measure first, as nothing is known of what a plan will take; None if it is needless.
 
         Where a larger plan is chosen afterwards, what the pilot measured is of no use but for its cost.
         """
-        is_needless = self.share is None or self.costs or plan.pilot.work >= plan.work
-        return None if is_needless else plan.pilot
+        pilot = plan.pilot
+        if state_size >= LARGE:
+            pilot = replace(pilot, sequences=1, steps=min(pilot.steps, 4))
+        is_needless = self.share is None or self.costs or pilot.work >= plan.work
+        return None if is_needless else pilot
 
     def choose(
         self,

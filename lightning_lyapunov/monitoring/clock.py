@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+FORWARDS = 3
+"""Forward passes that take about as long as an update: a backward pass is two."""
+
 
 class Clock:
     """Counts seconds of training over several fits.
@@ -17,6 +20,8 @@ class Clock:
         self._spent = spent
         self._before = 0.0
         self._first: tuple[int, float] | None = None  # updates and seconds trained when they were first asked for
+        self.forward = 0.0
+        """Seconds that a forward pass over a batch takes, the shortest that was seen; 0 while none was."""
         self._started: tuple[float, float] | None = None  # the time, and what was spent by then
 
     def start(self) -> None:
@@ -37,12 +42,12 @@ class Clock:
 
     @trained.setter
     def trained(self, seconds: float) -> None:
-        self._before = seconds
+        self._before, self._first = seconds, None
         if self._started is not None:
             self.start()
 
     def per_step(self, step: int) -> float:
-        """Seconds that an update takes, by those made since this was first asked; 0 while that is not known.
+        """Seconds that an update takes, by those made since this was first asked; before there are, by a forward pass.
 
         Args:
             step: Updates made so far.
@@ -51,4 +56,8 @@ class Clock:
         if self._first is None or step < self._first[0]:
             self._first = step, trained
         updates = step - self._first[0]
-        return (trained - self._first[1]) / updates if updates else 0.0
+        return (trained - self._first[1]) / updates if updates else FORWARDS * self.forward
+
+    def note_forward(self, seconds: float) -> None:
+        """A forward pass over a batch was seen to take so long."""
+        self.forward = min(seconds, self.forward or seconds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
@@ -149,6 +149,16 @@ class Layers:
     def largest_state(self) -> int:
         """About the dimension of the largest state, of all its layers and directions."""
         return max(_state_size(probes["validation"].layer) for probes in self._probes.values())
+
+    def recorded(self, preferred: Source) -> tuple[int, int]:
+        """How many sequences this rank could measure, of the layer with the most, and steps of the longest."""
+        counts = [(1, 1)]
+        with self._paused():
+            for name in self._probes:
+                with suppress(ValueError):  # what is amiss is said when it is measured
+                    inputs, _, _ = self._probe(name, preferred).sequences()
+                    counts.append((len(inputs), max(inputs.lengths)))
+        return max(count for count, _ in counts), max(steps for _, steps in counts)
 
     # ---------------------------------------------------------------- measuring
 

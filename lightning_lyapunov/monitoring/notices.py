@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Callable
 
 _log = logging.getLogger("lightning_lyapunov")
+_BETWEEN = ("lightning_lyapunov.", "contextlib")
+"""Modules whose lines are not the user's."""
 
 
 def _warn(text: str) -> None:
-    warnings.warn(text, UserWarning, stacklevel=5)
+    """Warn at the line of the user's that led here, through however many of ours."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_BETWEEN):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, UserWarning, stacklevel=level)
 
 
 class Notices:

@@ -21,6 +21,7 @@ from lightning_lyapunov.monitoring.notices import Notices
 from lightning_lyapunov.monitoring.options import Options
 from lightning_lyapunov.monitoring.ranks import Ranks
 from lightning_lyapunov.monitoring.scoring import Scoring
+from lightning_lyapunov.names import selection
 from lightning_lyapunov.reading.conditions import DEAD
 from lightning_lyapunov.reading.extent import extent
 from lightning_lyapunov.reading.features import spectrum_features
@@ -85,6 +86,13 @@ class Session:
         if ranks.is_first:
             self.scoring.load()
 
+    def begin_logging(self, loggers: Sequence[Any]) -> None:
+        """Tell the loggers how to group what is to come, and keep room for the pictures of the end."""
+        names = selection(self.options.metrics, self.options.prefix)
+        with self.budget.spending("logging"):
+            self.panels.begin(loggers, self.options.prefix, names)
+        self.budget.ahead = self.panels.seconds if self.panels.are_for(loggers) else 0.0
+
     def close(self) -> None:
         """Take the hooks off the layers; a second time does nothing."""
         if not self.is_closed:
@@ -141,8 +149,9 @@ class Session:
         self._count_recording()
         self.was_skipped = False
         self._moment = _Moment(step, promised, progress)
-        whole = Plan(self.options.num_sequences, self.options.num_steps, self.options.k or self.layers.largest_state)
         try:
+            whole = self._ranks.from_first(self._whole(source) if self._ranks.is_first else None)
+            assert whole is not None
             plan = self._measure_within(whole, source)
         except Exception as error:
             self._warn(error)
@@ -160,12 +169,19 @@ class Session:
                 figures = None
         return self._ranks.from_first(figures)
 
+    def _whole(self, source: Source) -> Plan:
+        """What is measured where there is no bound, as far as it was recorded."""
+        options, size = self.options, self.layers.largest_state
+        sequences, steps = self.layers.recorded(source)
+        everywhere = sequences * self._ranks.count
+        return Plan(min(options.num_sequences, everywhere), min(options.num_steps, steps), min(options.k or size, size))
+
     def _measure_within(self, whole: Plan, source: Source) -> Plan | None:
         """Measure as much as the budget allows: how much that was."""
         plan = self._chosen(whole)
         if plan is None:
             return None
-        if (pilot := self._ranks.from_first(self.budget.pilot(plan))) is not None:
+        if (pilot := self._ranks.from_first(self.budget.pilot(plan, self.layers.largest_state))) is not None:
             self._measure_as_planned(pilot, source)
             plan = self._chosen(whole)
             if plan is None or plan.work <= pilot.work:
@@ -281,11 +297,16 @@ class Session:
 
     def draw(self, loggers: Sequence[Any], step: int, *, last: bool = False) -> None:
         """Draw pictures if it is time, and if the budget leaves room for them; at the end in any case."""
-        if not last and not self.panels.is_due(loggers):
+        if last:
+            self.budget.ahead = 0.0
+        elif not self.panels.is_due(loggers):
             return
         if not last and not self.budget.allows(self.panels.seconds, self.clock.trained, self._moment.progress):
             return
         try:
+            if self.panels.are_for(loggers):
+                with self.budget.spending("imports"):
+                    self.panels.load()
             with self.budget.spending("pictures"):
                 self.panels.draw(loggers, self.history, step, self.scoring.ready)
         except Exception as error:
@@ -298,9 +319,9 @@ class Session:
             return None
         prefix = self.options.prefix
         try:
-            with self.budget.spending("report"):
+            with self.budget.spending("imports"):
                 from lightning_lyapunov.report import write_report
-
+            with self.budget.spending("report"):
                 path = Path(directory) / ("lyapunov.html" if prefix == "lyapunov" else f"{prefix}.html")
                 title = f"Lyapunov spectrum of {self._model_name}"
                 latent_map = self.panels.map_for(self.scoring.ready)

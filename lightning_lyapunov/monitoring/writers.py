@@ -1,51 +1,53 @@
-"""What a plain training loop writes to, in the form that Lightning's loggers have."""
+"""Where the figures of a measurement are written: Lightning's loggers, and what a plain training loop has instead."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any, TypeAlias
+
+from torch import Tensor
+
+from lightning_lyapunov.monitoring.loggers.trackers import STEP, log_measurement
+from lightning_lyapunov.monitoring.options import Options
+from lightning_lyapunov.names import key_of, selected, selection
 
 Target: TypeAlias = Any
 """A ``SummaryWriter``, a run of Weights & Biases, a function ``(figures, step)``, or a logger of Lightning's."""
 
 
-class _Writer:
-    """Something that is written to.
+def write_figures(
+    loggers: Sequence[Any],
+    figures: Mapping[str, float],
+    step: int,
+    options: Options,
+    exponents: Tensor | None,
+    refused: Callable[[Any, Exception], None],
+    *,
+    epoch: int | None = None,
+) -> None:
+    """Write one measurement to each logger: the figures that were asked for, and the spectrum as a histogram.
 
-    Attributes:
-        kinds: Names of the loggers of Lightning's that it stands for.
-        experiment: What they wrap.
+    Args:
+        loggers: Lightning's, or what :func:`writers_of` made.
+        figures: All there are, by name.
+        step: Place on the loggers' axis.
+        options: What was asked for.
+        exponents: (K,) nats per step.
+        refused: Told of a logger that refused something: the logger and its error.
+        epoch: Written beside the figures, if given.
     """
-
-    kinds: frozenset[str] = frozenset()
-
-    def __init__(self, experiment: Any) -> None:
-        self.experiment = experiment
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Write figures by key."""
-        self.experiment(dict(metrics), step)
-
-
-class _TensorBoard(_Writer):
-    kinds = frozenset({"TensorBoardLogger"})
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        for key, value in metrics.items():
-            self.experiment.add_scalar(key, value, step)
-
-
-class _WeightsAndBiases(_Writer):
-    kinds = frozenset({"WandbLogger"})
-
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        self.experiment.log({**metrics, "trainer/global_step": step})
-
-    def log_table(self, key: str, columns: list[str], data: list[list[Any]], step: int | None = None) -> None:
-        """Write a table."""
-        import wandb
-
-        self.log_metrics({key: wandb.Table(columns=[*columns], data=data)}, step)
+    prefix = options.prefix
+    chosen = selected(figures, selection(options.metrics, prefix))
+    row: dict[str, float] = {key_of(name, prefix): value for name, value in chosen.items()}
+    if epoch is not None:
+        row["epoch"] = epoch
+    drawn = exponents if options.histogram else None
+    for logger in loggers:
+        try:
+            log_measurement(logger, row, step, name=f"{prefix}/spectrum", exponents=drawn)
+        except Exception as error:  # a tracker that is down is no reason to end a run
+            refused(logger, error)
 
 
 def writers_of(to: Target | Sequence[Target] | None) -> list[Any]:
@@ -59,15 +61,69 @@ def writers_of(to: Target | Sequence[Target] | None) -> list[Any]:
 
 
 def _writer_of(target: Target) -> Any:
+    if isinstance(target, ModuleType):
+        target = getattr(target, "run", None)  # of wandb itself: the run that it began last
     if hasattr(target, "log_metrics"):
         return target
     if hasattr(target, "add_scalar"):
         return _TensorBoard(target)
     if hasattr(target, "define_metric"):
         return _WeightsAndBiases(target)
-    if isinstance(target, Callable):  # type: ignore[arg-type]
-        return _Writer(target)
+    if callable(target):
+        return _Function(target)
     raise ValueError(
-        "to must be a SummaryWriter, a run of wandb, a function (figures, step), a logger of Lightning's, or a list of "
-        f"these; got {type(target).__name__}."
+        "to must be a SummaryWriter, a run of wandb as wandb.init() returns it, a function (figures, step), a logger "
+        f"of Lightning's, or a list of these; got {target!r}."
     )
+
+
+class _Function:
+    """A function ``(figures, step)`` that is called with each measurement."""
+
+    def __init__(self, function: Callable[[dict[str, float], int | None], Any]) -> None:
+        self._function = function
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write figures by key."""
+        self._function(dict(metrics), step)
+
+
+class _TensorBoard:
+    """A ``SummaryWriter``, as Lightning's logger holds one."""
+
+    kinds = frozenset({"TensorBoardLogger"})
+
+    def __init__(self, writer: Any) -> None:
+        self.experiment = writer
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write figures by key."""
+        for key, value in metrics.items():
+            self.experiment.add_scalar(key, value, step)
+
+
+class _WeightsAndBiases:
+    """A run of Weights & Biases, as Lightning's logger holds one.
+
+    A run counts its rows, and drops what comes later for a row that has ended. So ours goes into the row that is open,
+    which the user's next one ends; only where that still holds an earlier measurement is it ended here.
+    """
+
+    kinds = frozenset({"WandbLogger"})
+
+    def __init__(self, run: Any) -> None:
+        self.experiment = run
+        self._last: tuple[int, int | None] | None = None  # row and step of the last measurement
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Write figures by key."""
+        if self._last is not None and self._last[0] == self.experiment.step and self._last[1] != step:
+            self.experiment.log({}, commit=True)
+        self.experiment.log({**metrics, STEP: step}, commit=False)
+        self._last = self.experiment.step, step
+
+    def log_table(self, key: str, columns: list[str], data: list[list[Any]], step: int | None = None) -> None:
+        """Write a table."""
+        import wandb
+
+        self.log_metrics({key: wandb.Table(columns=[*columns], data=data)}, step)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lightning_lyapunov.engine.diagonal import DiagonalSpectrum
 from lightning_lyapunov.engine.spectrum import LyapunovSpectrum, SequenceGrowth
 
 NEAR_ZERO = 0.05
@@ -126,9 +127,15 @@ def _share(
     spectrum: LyapunovSpectrum, values: list[float], belongs: Callable[[float], bool], known_from: float
 ) -> float:
     """Share of the state's dimensions whose exponent belongs; known if those not measured lie below ``known_from``."""
-    if any(map(math.isnan, values)) or not (spectrum.complete or values[-1] <= known_from):
+    if any(map(math.isnan, values)):
         return math.nan
-    return sum(map(belongs, values)) / spectrum.dimension
+    if spectrum.complete or values[-1] <= known_from:
+        return sum(map(belongs, values)) / spectrum.dimension
+    if isinstance(spectrum, DiagonalSpectrum):  # of which all are known, though not all are listed
+        return sum(map(belongs, spectrum.quantiles.tolist())) / len(spectrum.quantiles)
+    parts = spectrum.parts.values()
+    shares = [part.dimension * _share(part, _sorted_values(part, True)[0], belongs, known_from) for part in parts]
+    return sum(shares) / spectrum.dimension if shares else math.nan
 
 
 def _sorted_values(exponents: Tensor | LyapunovSpectrum, complete: bool) -> tuple[list[float], bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal
@@ -205,6 +206,7 @@ class LyapunovSpectrumCallback(pl.Callback):
         self._performance: Performance | None = None
         self.spectrum: LyapunovSpectrum | None = None
         self.score: AeLLEScore | None = None
+        self._batch_began = 0.0
         self._logged_at = 0  # place of the last measurement on the loggers' axis
         self._has_warned_of_skip = False
 
@@ -257,8 +259,7 @@ class LyapunovSpectrumCallback(pl.Callback):
             warn_of_failure(self._notices, error)
             return
         if trainer.is_global_zero:
-            with self._budget.spending("logging"):
-                self._session.panels.begin(trainer.loggers, self.prefix)
+            self._session.begin_logging(trainer.loggers)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Take the hooks off again."""
@@ -294,6 +295,7 @@ class LyapunovSpectrumCallback(pl.Callback):
         """Record the first validation batches."""
         if self._session is not None:
             self._session.layers.begin_batch("validation")
+            self._batch_began = time.perf_counter()
 
     def on_validation_batch_end(
         self,
@@ -306,6 +308,7 @@ class LyapunovSpectrumCallback(pl.Callback):
     ) -> None:
         """Stop recording."""
         if self._session is not None:
+            self._clock.note_forward(time.perf_counter() - self._batch_began)
             self._session.layers.end_batch("validation")
 
     def on_train_batch_start(
@@ -313,6 +316,7 @@ class LyapunovSpectrumCallback(pl.Callback):
     ) -> None:
         """Record a training batch if it may be needed."""
         if self._session is not None:
+            self._batch_began = time.perf_counter()
             layers = self._session.layers
             has_validation = layers.have_recorded("validation")
             if self._schedule.is_worth_recording(trainer, batch_idx, has_validation=has_validation):
@@ -346,6 +350,7 @@ class LyapunovSpectrumCallback(pl.Callback):
         if session is None:
             return
         if trainer.global_step == 0 and self._schedule.at is None and session.has_recorded("training"):
+            self._clock.note_forward(time.perf_counter() - self._batch_began)
             self._measure_and_log(session, trainer, pl_module, "before training")
         session.layers.end_turn("training")  # a closure that is evaluated again passes over the same rows
 
@@ -423,7 +428,7 @@ class LyapunovSpectrumCallback(pl.Callback):
         self._logged_at = logging_step(trainer, when)
         with self._budget.spending("logging"):
             exponents = session.spectrum.exponents if self.histogram and session.spectrum is not None else None
-            log_figures(trainer, figures, when, self._options(), exponents, session.warn_of_logger)
+            log_figures(trainer, figures, when, self._options(), exponents, session.warn_of_logger, self._notices.tell)
             if self.prog_bar and when not in ("before training", "end"):
                 is_step = when == "step"
                 pl_module.log(

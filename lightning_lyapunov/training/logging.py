@@ -10,7 +10,7 @@ import torch
 
 from lightning_lyapunov.monitoring.loggers.trackers import log_measurement
 from lightning_lyapunov.monitoring.options import Options
-from lightning_lyapunov.names import key_of, name_of, selected, selection, with_old_keys
+from lightning_lyapunov.names import key_of, name_of, renaming, selected, selection, with_old_keys
 from lightning_lyapunov.training.schedule import When
 
 
@@ -21,6 +21,7 @@ def log_figures(
     options: Options,
     spectrum: torch.Tensor | None,
     refused: Callable[[Any, Exception], None],
+    tell: Callable[..., None],
 ) -> None:
     """Give all figures to monitors, and those that were asked for to the loggers.
 
@@ -34,10 +35,16 @@ def log_figures(
         options: What was asked for.
         spectrum: (K,) exponents for the histogram; None for none.
         refused: Told of a logger that refused something: the logger and its error.
+        tell: Says something once, with ``warn``.
     """
     prefix = options.prefix
+    watched = _watched(trainer)
+    for key in watched:
+        if (text := renaming(key, prefix)) is not None:
+            tell(text, warn=True)
     values = {key_of(name, prefix): value for name, value in figures.items()}
-    _tell_monitors(trainer, with_old_keys(values, prefix), prefix)
+    old = {key: value for key, value in with_old_keys(values, prefix).items() if key in watched}
+    _tell_monitors(trainer, values | old, watched, prefix)
     chosen = selected(figures, selection(options.metrics, prefix))
     step = logging_step(trainer, when)
     for logger in trainer.loggers:
@@ -48,11 +55,15 @@ def log_figures(
             refused(logger, error)
 
 
-def _tell_monitors(trainer: pl.Trainer, figures: Mapping[str, float], prefix: str) -> None:
+def _watched(trainer: pl.Trainer) -> set[str]:
+    """The keys that callbacks and schedulers of the Trainer monitor."""
+    watchers = [*trainer.callbacks, *trainer.lr_scheduler_configs]  # type: ignore[attr-defined]
+    return {key for watcher in watchers if isinstance(key := getattr(watcher, "monitor", None), str)}
+
+
+def _tell_monitors(trainer: pl.Trainer, figures: Mapping[str, float], watched: set[str], prefix: str) -> None:
     """Replace all our figures by the newest; an old one stays only where a monitor would end the run without it."""
     metrics = trainer.callback_metrics
-    watched = {getattr(callback, "monitor", None) for callback in trainer.callbacks}  # type: ignore[attr-defined]
-    watched |= {getattr(config, "monitor", None) for config in trainer.lr_scheduler_configs}
     for key in [key for key in metrics if key not in figures and key not in watched]:
         name = name_of(key, prefix)
         if name is not None and (key.startswith(f"{prefix}/") or name.startswith("aelle/")):

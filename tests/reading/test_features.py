@@ -8,6 +8,8 @@ import torch
 from made import growth, numbers, spectrum
 from systems import LORENZ
 
+from lightning_lyapunov import lyapunov_spectrum
+from lightning_lyapunov.engine.diagonal import DiagonalSystem
 from lightning_lyapunov.engine.spectrum import LyapunovSpectrum
 from lightning_lyapunov.names import MEASURED
 from lightning_lyapunov.reading.features import (
@@ -298,3 +300,15 @@ def test_where_layers_have_no_growth_together_the_largest_speaks_by_name() -> No
 
 def test_every_feature_is_in_the_table_of_names() -> None:
     assert set(spectrum_features(spectrum(0.1, -1.0))) <= set(MEASURED)
+
+
+def test_shares_of_a_scan_are_of_all_its_gates_however_few_are_listed() -> None:
+    """Oracle: the gates themselves, a fifth of which remember; alone, and beside a layer that forgets."""
+    rates = torch.cat([torch.full((200,), -0.01), torch.linspace(-3, -0.1, 800)]).double()
+    scan = DiagonalSystem(lambda x: rates.expand(*x.shape[:2], -1))
+    alone = lyapunov_spectrum(scan, torch.zeros(40, 4, 1), k=8)
+    assert not alone.complete
+    assert spectrum_features(alone)["near_zero_fraction"] == pytest.approx(0.2, abs=0.01)
+    leak = DiagonalSystem(lambda x: torch.full((1000,), -2.0).double().expand(*x.shape[:2], -1))
+    both = LyapunovSpectrum.union({"a": alone, "b": lyapunov_spectrum(leak, torch.zeros(40, 4, 1), k=8)}, 8)
+    assert spectrum_features(both)["near_zero_fraction"] == pytest.approx(0.1, abs=0.01)

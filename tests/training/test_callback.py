@@ -428,6 +428,18 @@ def test_a_profiler_names_the_measurement() -> None:
     assert len(fit.profiler.recorded_durations["[LyapunovSpectrumCallback]measure"]) == 3
 
 
+def test_a_name_of_before_goes_on_working_with_one_warning() -> None:
+    stopper = EarlyStopping("aelle/stability", mode="max", patience=99)
+    ours = measure_always(scorer="general")
+    with pytest.warns(UserWarning, match="'aelle/stability' is now called 'aelle/ends_stable_probability'") as told:
+        fit = trainer(ours, stopper)
+        fit.fit(Regressor(), loader(), loader())
+    assert sum("is now called" in str(w.message) for w in told) == 1
+    newest = ours.history[-1].metrics["aelle/ends_stable_probability"]
+    assert float(fit.callback_metrics["aelle/stability"]) == pytest.approx(newest)
+    assert float(stopper.best_score) > 0
+
+
 def test_keys_are_groups_and_names_that_every_tracker_takes() -> None:
     """MLflow's rule is the strictest: letters, digits and ``_/. -``."""
     ours = measure_always(scorer="general")
