@@ -155,7 +155,7 @@ class Layers:
         counts = [(1, 1)]
         with self._paused():
             for name in self._probes:
-                with suppress(ValueError):  # what is amiss is said when it is measured
+                with suppress(Exception):  # what is amiss is said when it is measured
                     inputs, _, _ = self._probe(name, preferred).sequences()
                     counts.append((len(inputs), max(inputs.lengths)))
         return max(count for count, _ in counts), max(steps for _, steps in counts)

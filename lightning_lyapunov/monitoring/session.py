@@ -150,8 +150,7 @@ class Session:
         self.was_skipped = False
         self._moment = _Moment(step, promised, progress)
         try:
-            whole = self._ranks.from_first(self._whole(source) if self._ranks.is_first else None)
-            assert whole is not None
+            whole = self._whole(source)
             plan = self._measure_within(whole, source)
         except Exception as error:
             self._warn(error)
@@ -172,9 +171,9 @@ class Session:
     def _whole(self, source: Source) -> Plan:
         """What is measured where there is no bound, as far as it was recorded."""
         options, size = self.options, self.layers.largest_state
-        sequences, steps = self.layers.recorded(source)
-        everywhere = sequences * self._ranks.count
-        return Plan(min(options.num_sequences, everywhere), min(options.num_steps, steps), min(options.k or size, size))
+        recorded = self._ranks.gather(self.layers.recorded(source))
+        sequences, steps = sum(count for count, _ in recorded), max(steps for _, steps in recorded)
+        return Plan(min(options.num_sequences, sequences), min(options.num_steps, steps), min(options.k or size, size))
 
     def _measure_within(self, whole: Plan, source: Source) -> Plan | None:
         """Measure as much as the budget allows: how much that was."""

@@ -228,9 +228,6 @@ def test_by_default_loggers_get_eight_scalars_and_monitors_all(tmp_path: Path) -
     run, _ = fitted(tmp_path, logger, callback={"metrics": "default", "scorer": "general"})
     assert tags_of(logger) == {key_of(name) for name in LOGGED} and len(LOGGED) == 8
     assert {key_of(name) for name in (*MEASURED, *SCORED)} <= set(run.callback_metrics)
-    assert float(run.callback_metrics["aelle/stability"]) == float(
-        run.callback_metrics["aelle/ends_stable_probability"]
-    )
 
 
 def test_loggers_get_all_or_what_is_named(tmp_path: Path) -> None:

@@ -46,8 +46,9 @@ def layer(kind: type = nn.GRU, **options: Any) -> Any:
     return kind(3, HIDDEN, batch_first=True, **options)
 
 
-def batch(seed: int = 1, rows: int = ROWS, steps: int = STEPS) -> Tensor:
-    return torch.randn(rows, steps, 3, generator=torch.Generator().manual_seed(seed))
+def batch(seed: int = 1) -> Tensor:
+    """Rows first, but one step after another in memory, as recorded: products round by the layout."""
+    return torch.randn(STEPS, ROWS, 3, generator=torch.Generator().manual_seed(seed)).transpose(0, 1)
 
 
 def test_figures_are_those_of_the_spectrum_by_hand() -> None:
