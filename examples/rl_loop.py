@@ -4,6 +4,10 @@ The environment is a corridor. A sign at its entrance says left or right, and at
 the agent must turn as the sign said: it is rewarded for a right turn and punished for a wrong one. 16 corridors are
 walked side by side; where an episode ends the state of the recurrent cell is set to zero, ``state * (1 - done)``.
 
+Each episode counts as a sequence of its own: a rollout of 16 rows and 32 steps holds some 90, the longest of nine
+steps. As the agent learns, what a gradient keeps on its way from the turn back to the sign grows from a hundredth to
+more than a tenth.
+
 python examples/rl_loop.py             some seconds
 """
 
@@ -134,22 +138,19 @@ def main() -> None:
     with LyapunovMonitor(agent, scorer=None) as monitor:  # the pretrained scorer knows no reinforcement learning
         for update in range(updates + 1):
             is_due = update % every == 0
-            with monitor.record() if is_due else nullcontext():
+            with monitor.record() if is_due else nullcontext():  # copies what the cell is given
                 rollout, state, ahead = roll_out(agent, corridors, state)
             if is_due and monitor.measure(update, always=update == updates):
                 last, right = monitor.history[-1], (rollout.rewards > 0).sum() / rollout.done.sum()
                 m = last.metrics
                 gradient = f"{factor(m['gradient_gain'])}, at most {factor(m['gradient_growth'])}"
-                print(
-                    f"{update:>7}   {right:>11.1%}   {m['max']:+6.2f}   {gradient:<25}  {last.sequences} of {last.seen}, "
-                    f"the longest of {last.length} steps"
-                )
+                seen = f"{last.sequences} of {last.seen}, the longest of {last.length} steps"
+                print(f"{update:>7}   {right:>11.1%}   {m['max']:+6.2f}   {gradient:<25}  {seen}")
             loss = loss_of(rollout, ahead)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
 
-    print(monitor._budget.by_kind, monitor._clock.trained)
     print()
     for finding in monitor.findings:
         print(f"  [{finding.state}] {finding.text}")

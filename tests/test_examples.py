@@ -94,6 +94,38 @@ def test_a_forecaster_of_the_laser_is_not_chaotic() -> None:
     assert free < 0 and "it has learnt the next sample, not the chaos" in said
 
 
+def rows_of(said: str) -> list[tuple[int, float, float, float]]:
+    """Of the table that a loop prints: updates, share in percent, largest exponent, and what becomes of a gradient."""
+    found = re.findall(rf"^ +(\d+) +([\d.]+)% +{NUMBER} +(1/)?([\d,.]+)(?:-fold)?, at most", said, re.MULTILINE)
+    return [
+        (int(step), float(share), float(top), float(number.replace(",", "")) ** (-1 if over else 1))
+        for step, share, top, over, number in found
+    ]
+
+
+def test_a_plain_loop_learns_when_gradients_arrive(tmp_path: Path) -> None:
+    said = run("plain_loop", "--logdir", tmp_path)
+    first, *_, last = rows_of(said)
+    assert first[0] == 0 and last[0] == 160  # the first and the last are measured whatever the budget says
+    assert first[1] < 35 and last[1] > 70
+    assert first[3] < 0.01 < 0.05 < last[3]
+    assert re.search(r"^  \[remembering\] Over your 13 steps a gradient", said, re.MULTILINE)
+    assert (tmp_path / "lyapunov.html").exists() and list(tmp_path.glob("*tfevents*"))
+
+
+def test_episodes_of_a_rollout_are_sequences_of_their_own() -> None:
+    """16 rows of 32 steps would be 16 sequences of 32, were they not reset; an episode has five to nine."""
+    said = run("rl_loop")
+    first, *_, last = rows_of(said)
+    assert (first[0], last[0]) == (0, 60)
+    assert first[1] < 70 < 90 < last[1]
+    assert all(math.isfinite(number) for row in rows_of(said) for number in row)
+    assert first[3] < 0.05 < last[3]
+    seen = re.findall(r"(\d+) of (\d+), the longest of (\d+) steps$", said, re.MULTILINE)
+    assert len(seen) == len(rows_of(said)) > 2
+    assert all(int(measured) <= 16 and 60 < int(there) < 120 and longest == "9" for measured, there, longest in seen)
+
+
 @pytest.mark.parametrize("page", ["index", "scorer", "own-cells", "own-bank", "other-recurrences"])
 def test_code_of_the_pages_runs(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / f"{page}.md").read_text(encoding="utf-8"), re.M | re.S)

@@ -76,7 +76,8 @@ class Session:
     ) -> None:
         self.options, self.history, self.budget, self.clock = options, history, budget, clock
         self._model_name, self._notices, self._ranks = type(model).__name__, notices, ranks
-        self.layers = Layers(model, options.module, options.num_sequences, options.num_steps, notices.tell)
+        with budget.spending("recording"):
+            self.layers = Layers(model, options.module, options.num_sequences, options.num_steps, notices.tell)
         self.scoring = Scoring(options.scorer, options.prefix, notices.tell)
         self.panels = Panels(options.figures, self.warn_of_logger)
         self.spectrum: LyapunovSpectrum | None = None
@@ -84,7 +85,8 @@ class Session:
         self._moment = _Moment(0, promised=True, progress=0.0)
         self._recording_counted = 0.0
         if ranks.is_first:
-            self.scoring.load()
+            with budget.spending("recording"):  # not "scoring", which each measurement costs again
+                self.scoring.load()
 
     def begin_logging(self, loggers: Sequence[Any]) -> None:
         """Tell the loggers how to group what is to come, and keep room for the pictures of the end."""
