@@ -42,7 +42,7 @@ BANK   := runs/bank/records --compact lightning_lyapunov/bank/bank.safetensors
 bench: $(VENV)/plot.stamp        ## measure speed, beside other ways and packages, and write benchmarks/README.md: hours
 	$(VENV)/bin/python benchmarks $(ARGS)
 
-clients:      ## install libraries of others and run their models with the callback: an hour, and gigabytes
+clients:      ## run models of other libraries with the callback: a quarter of an hour, and 4 GB to install
 	$(PYTHON) clients/run.py $(ARGS)
 
 # These matrices are too small to share out: a few threads on a busy machine take five times as long as one.

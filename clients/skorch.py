@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from clients.checks import Client, Fit, Oracle, begin, measure, record
 def example() -> None:
     """What the page shows."""
     # --8<-- [start:page]
+    from contextlib import ExitStack
+
     import skorch
     import torch
     from torch import nn
@@ -31,12 +34,19 @@ def example() -> None:
             return self.out(self.rnn(x)[0][:, -1])
 
     class Watch(skorch.callbacks.Callback):
-        def on_train_begin(self, net, **_):
-            self.monitor = LyapunovMonitor(net.module_)
+        """Records the batches of skorch's validation, and measures at the end of each epoch."""
 
-        def on_epoch_end(self, net, dataset_valid=None, **_):
-            with self.monitor.record():
-                net.forward(dataset_valid)
+        def on_train_begin(self, net, **_):
+            self.monitor, self.batch = LyapunovMonitor(net.module_), ExitStack()
+
+        def on_batch_begin(self, net, training, **_):
+            if not training:
+                self.batch.enter_context(self.monitor.record())
+
+        def on_batch_end(self, net, **_):
+            self.batch.close()
+
+        def on_epoch_end(self, net, **_):
             self.monitor.measure(step=len(net.history))
 
     x = torch.randn(256, 20, 3)
@@ -64,11 +74,17 @@ def _fit(callbacks: list[Any]) -> Fit:
 
     class Watch(skorch.callbacks.Callback):  # type: ignore[misc]
         def on_train_begin(self, net: Any, **_: Any) -> None:
+            self.batch = ExitStack()
             begin(callbacks, net.module_)
 
-        def on_epoch_end(self, net: Any, dataset_valid: Any = None, **_: Any) -> None:
-            with record(callbacks):
-                net.forward(dataset_valid)
+        def on_batch_begin(self, net: Any, training: bool = True, **_: Any) -> None:
+            if not training:
+                self.batch.enter_context(record(callbacks))
+
+        def on_batch_end(self, net: Any, **_: Any) -> None:
+            self.batch.close()
+
+        def on_epoch_end(self, net: Any, **_: Any) -> None:
             measure(callbacks, net.module_, len(net.history))
 
     x = torch.randn(256, 20, 3, generator=torch.Generator().manual_seed(0))

@@ -18,7 +18,7 @@ from fits import loader, trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_lyapunov import LyapunovEarlyStopping, LyapunovSpectrumCallback
+from lightning_lyapunov import LyapunovEarlyStopping, LyapunovSpectrumCallback, lyapunov_spectrum
 from lightning_lyapunov.reading.rules import findings
 
 pytestmark = pytest.mark.filterwarnings(
@@ -278,7 +278,7 @@ def test_dropped_out_weights_are_measured_as_in_eval_mode() -> None:
 
 def test_without_validation_it_is_said_that_they_are_dropped_out() -> None:
     model, _, x = dropped_out()
-    with pytest.warns(UserWarning, match=r"net\.rnn: another module writes its weights .* of those"):
+    with pytest.warns(UserWarning, match=r"net\.rnn: another module writes its weights.* of that draw"):
         measured(model, x)
 
 
@@ -395,6 +395,58 @@ class Padded(nn.LSTM):
         return nn.utils.rnn.pad_packed_sequence(outputs, True)[0], state
 
 
+class Lens(nn.GRU):
+    """The commonest signature of all: what follows the inputs is their lengths, and not the state."""
+
+    def forward(self, x: Tensor, lens: Tensor) -> Any:  # type: ignore[override]
+        packed = nn.utils.rnn.pack_padded_sequence(x, lens, self.batch_first, enforce_sorted=False)
+        outputs, h = super().forward(packed)
+        return nn.utils.rnn.pad_packed_sequence(outputs, self.batch_first)[0], h
+
+
+class OutputsOnly(nn.GRU):
+    def forward(self, x: Tensor, lens: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x)[0]
+
+
+class Apart(nn.LSTM):
+    """Takes and returns h and c one by one."""
+
+    def forward(self, x: Tensor, h0: Any = None, c0: Any = None) -> Any:  # type: ignore[override]
+        outputs, (h, c) = super().forward(x, None if h0 is None else (h0, c0))
+        return outputs, h, c
+
+
+@pytest.mark.parametrize("kind", [Lens, OutputsOnly, Apart])
+def test_subclasses_of_every_signature_are_measured(kind: Any) -> None:
+    torch.manual_seed(0)
+    layer, x = kind(3, 4, batch_first=True), torch.randn(8, 30, 3)
+    lens = torch.arange(23, 31) if kind is Lens else torch.full((8,), 30)
+
+    def run(model: Any, x: Tensor) -> Tensor:
+        out = model.rnn(x) if kind is Apart else model.rnn(x, lens)
+        return out[0] if isinstance(out, tuple) else out
+
+    callback = measured(Loop(run, rnn=layer), x)
+    plain = (nn.LSTM if kind is Apart else nn.GRU)(3, 4, batch_first=True)
+    plain.load_state_dict(layer.state_dict())
+    packed = nn.utils.rnn.pack_padded_sequence(x, lens, True, enforce_sorted=False)
+    exact = lyapunov_spectrum(plain, packed)
+    assert callback.spectrum is not None
+    torch.testing.assert_close(callback.spectrum.exponents, exact.exponents, rtol=0, atol=1e-9)
+
+
+class Transposed(nn.GRU):
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x.transpose(0, 1))[0]
+
+
+def test_a_subclass_whose_outputs_lie_otherwise_is_told_their_shape() -> None:
+    model = Loop(lambda model, x: model.rnn(x), rnn=Transposed(3, 4))
+    with pytest.warns(UserWarning, match=r"returned outputs of shape \(30, 8, 4\), time first, where torch's are"):
+        measured(model, torch.randn(8, 30, 3))
+
+
 class Halved(nn.LSTM):
     def forward(self, x: Tensor, hx: Any = None) -> Any:  # type: ignore[override]
         outputs, state = super().forward(x, hx)
@@ -433,3 +485,99 @@ def test_a_subclass_that_does_something_else_is_told_by_how_much_and_the_advice_
 
     callback = measured(Loop(run, rnn=layer), x, module={"rnn": step})
     assert callback.spectrum is not None and callback.spectrum.dimension == 8
+
+
+# ---------------------------------------------------------------- what others do with the model meanwhile
+
+
+class Exports(pl.Callback):
+    """Somebody else's, who copies, saves and scripts the model when validation ends."""
+
+    def __init__(self, path: Any) -> None:
+        self.path, self.done = path, 0
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        torch.jit.script(pl_module.rnn)
+        again = copy.deepcopy(pl_module.rnn)
+        torch.jit.script(again)
+        torch.save(again, self.path)
+        assert b"lightning_lyapunov" not in self.path.read_bytes()
+        self.done += 1
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
+def test_the_model_is_exported_during_the_fit(tmp_path: Any) -> None:
+    exports, x = Exports(tmp_path / "rnn.pt"), torch.randn(8, 20, 3)
+    callback = measured(Loop(lambda m, x: m.rnn(x)[0], rnn=rnn(1.0)), x, exports, val=x, max_epochs=2)
+    assert exports.done == 3 and len(callback.history) == 3
+
+
+def test_gradients_are_accumulated_by_hand_over_parts_of_a_batch() -> None:
+    torch.manual_seed(0)
+    layer, x = rnn(1.5), torch.randn(16, 30, 3)
+
+    class ByHand(Loop):
+        automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            for part in batch[0].chunk(4):
+                self.manual_backward((self.run(self, part) + self.bias).square().mean())
+            self.optimizers().step()
+
+    callback = measured(ByHand(lambda m, x: m.rnn(x)[0], rnn=layer), x)
+    assert [m.sequences for m in callback.history][1:] == [16]
+    assert callback.history[0].source == "partial training"  # of the first part alone, and compared with no other
+
+
+def test_batches_of_one_sequence_are_enough_of_them() -> None:
+    torch.manual_seed(0)
+    callback = measured(Loop(lambda m, x: m.rnn(x)[0], rnn=rnn(1.5)), torch.randn(32, 20, 3), size=1)
+    assert [m.sequences for m in callback.history] == [1, 16]
+
+
+@pytest.mark.parametrize("validates", [True, False])
+def test_a_run_measured_by_updates_resumes_on_training_data(validates: bool, tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(32, 20, 3)
+    loaders = (batches(x, 8), batches(x) if validates else None)
+    model = Loop(lambda m, x: m.rnn(x)[0], rnn=rnn(1.5))
+    options = {"every_n_train_steps": 3, "max_overhead": None, "scorer": None}
+    first = trainer(LyapunovSpectrumCallback(**options), max_epochs=2)
+    first.fit(model, *loaders)
+    first.save_checkpoint(tmp_path / "c.ckpt")
+    callback = LyapunovSpectrumCallback(**options)
+    trainer(callback, max_epochs=3).fit(model, *loaders, ckpt_path=tmp_path / "c.ckpt")
+    assert {m.source for m in callback.history} == {"training"}
+    assert [m.step for m in callback.history] == [0, 3, 6, 8, 9, 12]
+
+
+class Stacked(nn.Module):
+    """A cell of two levels whose state is ``(2, B, H)``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList([nn.GRUCell(3, 4), nn.GRUCell(4, 4)])
+
+    def forward(self, x: Tensor, state: Tensor) -> Tensor:
+        new = []
+        for level, h in zip(self.levels, state, strict=True):
+            new.append(x := level(x, h))
+        return torch.stack(new)
+
+
+def test_as_many_levels_as_rows() -> None:
+    torch.manual_seed(0)
+    cell, x = Stacked(), torch.randn(2, 30, 3)
+
+    def run(model: Any, x: Tensor) -> Tensor:
+        state = x.new_zeros(2, len(x), 4)
+        for now in x.unbind(1):
+            state = model.cell(now, state)
+        return state
+
+    callback = measured(Loop(run, cell=cell), x, module="cell")
+    plain = copy.deepcopy(cell).double()
+    step: Step = lambda x, h: plain(x.unsqueeze(0), h.view(2, 1, 4)).flatten()  # noqa: E731
+    exact = by_hand(step, [(row, torch.zeros(8)) for row in x])
+    assert callback.spectrum is not None and callback.spectrum.dimension == 8
+    assert float((callback.spectrum.exponents - exact).abs()[0]) < float(callback.spectrum.error[0])

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -132,6 +133,32 @@ def test_code_of_the_pages_runs(page: str, monkeypatch: pytest.MonkeyPatch, tmp_
     assert blocks
     monkeypatch.chdir(tmp_path)
     exec("\n".join(blocks), {})
+
+
+def sections_of(page: str) -> dict[str, str]:
+    """The code of a page, by heading; that before the first one under an empty name."""
+    title, *others = re.split(r"^## ", (DOCS / f"{page}.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    texts = {"": title, **{text.split("\n", 1)[0]: text for text in others}}
+    return {name: "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)) for name, text in texts.items()}
+
+
+SECTIONS = {"Accelerate": "accelerate", "A Hugging Face Trainer": "transformers"}
+"""Of the page on loops without a Trainer, those that need more than the package."""
+
+
+@pytest.mark.parametrize("section", ["", *SECTIONS])
+def test_code_without_a_trainer_runs(section: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if section:
+        pytest.importorskip(SECTIONS[section])
+    codes = sections_of("without-a-trainer")
+    assert codes.keys() > SECTIONS.keys()
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {}
+    exec(codes[""], scope)
+    assert len(scope["monitor"].history) > 2 and Path("runs/report/lyapunov.html").exists()
+    for name, code in codes.items():
+        if name == section or (name and not section and name not in SECTIONS):
+            exec(code, scope)
 
 
 @pytest.mark.parametrize("page", ["validation.md", "reliability.md"])

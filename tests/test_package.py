@@ -22,7 +22,7 @@ import lightning_lyapunov
 
 ROOT = Path(__file__).parents[1]
 MALICIOUS = ["2.6.2", "2.6.3"]
-FOLDERS = ("lightning_lyapunov", "tests", "examples", "benchmarks", "docs")
+FOLDERS = ("lightning_lyapunov", "tests", "examples", "benchmarks", "clients", "docs")
 FILES = {
     "README.md", "CHANGELOG.md", "LICENSE", "SECURITY.md", "Makefile", "mkdocs.yml", "pyproject.toml", ".gitignore",
     "constraints.txt", "constraints-oldest.txt", "PKG-INFO",

@@ -125,10 +125,17 @@ def _through_a_network(
     if state is not None:
         raise ValueError("state is what reaches the layer in the forward pass; with module= it must be None.")
     found, _ = find(network, {"": adapter_of(network)} if names is None else names)
-    args = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, Mapping) else (inputs,)
+    is_several = isinstance(inputs, tuple) and not hasattr(inputs, "_fields")  # a packed sequence is a named tuple
+    args = inputs if is_several else () if isinstance(inputs, Mapping) else (inputs,)
     kwargs = dict(inputs) if isinstance(inputs, Mapping) else {}
     with measuring(network, device_of(network, None, None)):
-        driven = driven_by(network, found, *args, **kwargs)
+        try:
+            driven = driven_by(network, found, *args, **kwargs)
+        except TypeError as error:
+            raise ValueError(
+                f"inputs must be what {type(network).__name__}.forward takes: several in a tuple, or in a dict by name, "
+                f"and one that is itself a tuple or a dict in a tuple, (batch,). It said: {error}"
+            ) from error
     if missing := [name for name in found if name not in driven]:
         raise ValueError(f"module: no inputs reached {', '.join(missing)} in the forward pass on these inputs.")
     if steps is not None:

@@ -14,6 +14,7 @@ import re
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -324,6 +325,12 @@ def read_calls(
     """
     batches = _of_one_layout([[raw for raw in batch if raw.rows] for batch in batches])
     convention = _convention(module, batches)
+    other = _with_rows_further_back(batches)
+    if other is not None and not _rows_are_apart(module, convention, batches):
+        with suppress(ValueError):
+            turned = _convention(module, other)
+            if _rows_are_apart(module, turned, other):
+                convention, batches = turned, other
     own = adapter if isinstance(adapter, ByFunction) else convention
     calls: list[list[Call]] = []
     made_is_zeros: bool | None = None
@@ -360,6 +367,54 @@ def _of_one_layout(batches: Sequence[Sequence[RawCall]]) -> list[list[RawCall]]:
         return mapped(raw.returned if is_output else raw.given, leaf_of)
 
     return [[RawCall(turned(raw, False), turned(raw, True), raw.rows, raw.signature) for raw in b] for b in batches]
+
+
+def _with_rows_further_back(batches: list[list[RawCall]]) -> list[list[RawCall]] | None:
+    """The calls with rows on the second of two axes that are as long as there are rows; None where none has two."""
+    found = False
+
+    def turned(raw: RawCall, tree: Any) -> Any:
+        def leaf_of(_: Path, leaf: Any) -> Any:
+            nonlocal found
+            if not isinstance(leaf, Rows) or leaf.axis != 0 or leaf.values.dim() < 3:
+                return leaf
+            axis = next((i for i, size in enumerate(leaf.values.shape) if i > 0 and size == raw.rows), None)
+            found = found or axis is not None
+            return leaf if axis is None else Rows(leaf.values, axis)
+
+        return mapped(tree, leaf_of)
+
+    other = [
+        [RawCall(turned(raw, raw.given), turned(raw, raw.returned), raw.rows, raw.signature) for raw in batch]
+        for batch in batches
+    ]
+    return other if found else None
+
+
+def _rows_are_apart(module: nn.Module, convention: Recognised, batches: list[list[RawCall]]) -> bool:
+    """Whether a row by itself makes the step that it makes beside the others: else rows were taken on a wrong axis."""
+    read = (convention.call_of(raw) for batch in batches for raw in batch)
+    call = next((call for call in read if call is not None and call.before is not None), None)
+    if call is None or call.before is None or len(call.lengths) < 2:
+        return True
+    x, before = call.inputs[0], call.before
+
+    def steps() -> list[Sequence[Tensor]]:
+        made = [convention.step(module, x[rows], _state(tuple(p[rows] for p in before), convention)) for rows in parts]
+        return [as_parts(state) for state in made]
+
+    parts = slice(None), slice(1)
+    try:
+        together, alone = undisturbed(module, steps)
+    except Exception:  # the cell is the user's: of other rows than it was given anything may come
+        return False
+    return all(
+        one[:1].shape == two.shape and _are_close(one[:1], two) for one, two in zip(together, alone, strict=True)
+    )
+
+
+def _are_close(one: Tensor, two: Tensor) -> bool:
+    return bool(torch.allclose(one, two, rtol=1e-4, atol=1e-5, equal_nan=True))
 
 
 def _convention(module: nn.Module, batches: list[list[RawCall]]) -> Recognised:

@@ -20,6 +20,8 @@ from lightning_lyapunov.capture.calls import Call, Parts
 
 SHARED = 0.25
 """Share of the entries of two rows that must be nonzero in both, and equal, for dropout to have made both of one."""
+NEAR = 0.1
+"""Share of its variance by which a row may differ from itself when it comes again after an update."""
 DISTINCT = 8
 """More values than these a row must hold to be known again after dropout: rows of zeros and ones look alike."""
 
@@ -31,7 +33,9 @@ class Kept(Call):
     totals: list[int] = field(default_factory=list)
     """(B,) steps of each row, those included that were not kept."""
     turn: int = 0
-    """Which forward pass over the batch it belongs to."""
+    """Which part of the batch it belongs to: an optimiser may have made a step before it."""
+    is_again: bool = False
+    """Whether such parts are passes over the same rows for certain; else their values tell."""
 
     @property
     def rows(self) -> int:
@@ -52,10 +56,17 @@ class Thread:
     """Steps at most that are wanted of it."""
     pieces: list[tuple[Kept, int]] = field(default_factory=list)
     """Calls, and its row in each."""
-    is_held: bool = False
-    """Whether its last step began in the state that the step before had begun in, which then did not count."""
+    held: Thread | None = None
+    """One whose last step began in the state in which the last step of this one began; None where it has gone on."""
+    branch_age: int | None = None
+    """Age that the other one had when this one began."""
+    is_anew: bool = False
+    """Whether it begins in the middle, where other rows of the batch go on."""
     age: int = 0
     """Grows with each call."""
+
+    def __post_init__(self) -> None:
+        self.branch_of, self.shared = self.held, len(self.pieces)
 
     @cached_property
     def inputs(self) -> Tensor:
@@ -111,14 +122,16 @@ def join(calls: Sequence[Kept], limit: int) -> list[Thread]:
     came_to, came_from = _States(), _States()  # which threads are in a state; which made their last step from it
     for call, before, after in zip(calls, befores, afters, strict=True):
         rows = [None if before is None else came_to.take(before[row], row) for row in range(call.rows)]
+        some_go_on = any(thread is not None for thread in rows)
         for row, thread in enumerate(rows):
             if thread is not None:
-                thread.is_held = False
-            elif before is not None and (thread := came_from.take(before[row], row, same_row=True)) is not None:
-                thread.is_held = True
-                thread.pieces.pop()
+                thread.held = None
             else:
-                threads.append(thread := Thread(limit))
+                held = None if before is None else came_from.find(before[row], row)
+                pieces = [] if held is None else held.pieces[:-1]
+                is_anew = some_go_on and held is None
+                age = None if held is None else held.age
+                threads.append(thread := Thread(limit, pieces, held, age, is_anew=is_anew))
             thread.pieces.append((call, row))
             thread.age += 1
             rows[row] = thread
@@ -127,10 +140,26 @@ def join(calls: Sequence[Kept], limit: int) -> list[Thread]:
             came_to.put(after[row], row, thread)
             if before is not None and call.totals[row] == 1:
                 came_from.put(before[row], row, thread)
-    for thread in threads:
-        if thread.is_held and len(thread.pieces) > 1:
-            thread.pieces.pop()  # it was held to the end, and nothing went on from this step either
-    return _once_each(threads)
+    return _once_each(_without_held(threads))
+
+
+def _without_held(threads: list[Thread]) -> list[Thread]:
+    """Without steps from which nothing went on, as the row was given back the state from before them.
+
+    A row that is held makes a step again and again from one state; the last of these counts only if the row goes on
+    from it. Two sequences that begin in the same state, as two levels that share a cell do, both go on.
+    """
+    void = {id(t.branch_of) for t in threads if t.branch_of is not None and t.branch_of.age == t.branch_age}
+    kept = [thread for thread in threads if id(thread) not in void]
+    for thread in kept:
+        shared = thread.branch_of
+        while shared is not None and id(shared) in void:
+            shared = shared.branch_of
+        if shared is not None:  # which went on too: the steps before are its own
+            del thread.pieces[: thread.shared]
+        elif thread.held is not None and len(thread.pieces) > 1:
+            thread.pieces.pop()  # held to the end
+    return kept
 
 
 class _States:
@@ -143,36 +172,55 @@ class _States:
         """Note that a thread is there, in a row of the newest call."""
         self._threads[state].append((row, thread.age, thread))
 
-    def take(self, state: int, row: int, *, same_row: bool = False) -> Thread | None:
-        """A thread that is still there, of the same row if it can be, or must; then it is there no longer."""
+    def take(self, state: int, row: int) -> Thread | None:
+        """A thread that is still there, of the same row if it can be; then it is there no longer."""
         there = [entry for entry in self._threads.get(state, ()) if entry[1] == entry[2].age]
-        entry = next((entry for entry in there if entry[0] == row), None if same_row or not there else there[0])
-        if entry is None:
-            return None
-        entry[2].age += 1
-        return entry[2]
+        thread = next((thread for at, _, thread in there if at == row), there[0][2] if there else None)
+        if thread is not None:
+            thread.age += 1
+        return thread
+
+    def find(self, state: int, row: int) -> Thread | None:
+        """The last thread of this row that is still there."""
+        there = reversed(self._threads.get(state, ()))
+        return next((thread for at, age, thread in there if at == row and age == thread.age), None)
 
 
 def _once_each(threads: list[Thread]) -> list[Thread]:
-    """Without those that come again in a later pass, or in another call as dropout made something else of them."""
-    last = {(thread.row, thread.total): thread.turn for thread in sorted(threads, key=lambda thread: thread.turn)}
+    """Without those that come again: in a later pass, or as another of which dropout made something else."""
     found: list[Thread] = []
     for thread in reversed(threads):
-        rivals = [t for t in found if t.row == thread.row and t.total == thread.total]
-        again = any(t.pieces[0][0] is not thread.pieces[0][0] and _differ_by_dropout(t, thread) for t in rivals)
-        if thread.turn == last[thread.row, thread.total] and not again:
+        later = [t for t in found if t.row == thread.row and t.total == thread.total and t.turn > thread.turn]
+        if not any(thread.pieces[0][0].is_again or _are_near(other, thread) for other in later):
             found.append(thread)
-    return found[::-1]
+    return _without_twins(found[::-1])
 
 
-def _differ_by_dropout(one: Thread, other: Thread) -> bool:
+def _without_twins(threads: list[Thread]) -> list[Thread]:
+    """The last of those that are one row dropped out several times: equal wherever neither is zero."""
+    groups: dict[tuple[int, ...], list[Thread]] = defaultdict(list)
+    for thread in threads:
+        groups[(thread.total, *thread.inputs.shape)].append(thread)
+    twins: set[int] = set()
+    for group in groups.values():
+        rows = torch.stack([thread.inputs.flatten() for thread in group])
+        if len(group) < 2 or not rows.is_floating_point():
+            continue
+        filled = rows != 0
+        shared = filled.double() @ filled.double().mT
+        same = torch.stack([((rows == row) & filled).sum(1) for row in rows])
+        again = ((same == shared) & (shared >= SHARED * rows.shape[1])).triu(1).any(1).tolist()
+        twins |= {id(group[i]) for i, is_again in enumerate(again) if is_again and len(rows[i].unique()) > DISTINCT}
+    return [thread for thread in threads if id(thread) not in twins]
+
+
+def _are_near(one: Thread, other: Thread) -> bool:
+    """Whether two rows are one, which came a little changed the second time, as what is below the layer has learnt."""
     x, y = one.inputs, other.inputs
-    if x.shape != y.shape or not x.is_floating_point():
+    if x.shape != y.shape:
         return False
-    both = (x != 0) & (y != 0)
-    if int(both.sum()) < SHARED * x.numel() or not torch.equal(x[both], y[both]):
-        return False
-    return len(x[both].unique()) > DISTINCT
+    x, y = x.double(), y.double()
+    return bool((x - y).square().sum() < NEAR * (x - x.mean()).square().sum())
 
 
 def without_doubles(threads: Sequence[Thread]) -> list[Thread]:

@@ -7,17 +7,21 @@ with what torch's layer returns for the same inputs, up to the rounding of that 
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.rnn import PackedSequence
 
 from lightning_lyapunov.capture.finding import class_name
 from lightning_lyapunov.capture.joining import Kept
+from lightning_lyapunov.engine.maps.families import family_of
 
 T = TypeVar("T", bound=nn.Module)
 
@@ -32,6 +36,9 @@ ROUNDING = 1024
 """Units in the last place that two ways of computing the same may differ by, before the network amplifies it."""
 AMPLIFIED = 32
 """How many times as far as torch's layer in one precision from itself in the other the outputs may lie."""
+
+
+ADVICE = "Give its own step, module={'name': step} with step(module, x, state) -> state, which is then measured."
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +98,45 @@ def shallow(layer: T, kind: type[T] | None = None) -> T:
     return copy
 
 
+STATE = re.compile(r"(init(ial)?_?)?(hx|h_?0|c_?0|h|c|hc|hidden|cell|states?)(_?(0|state|states|init))?s?")
+"""What people call the arguments that are the state."""
+
+
+def state_and_lengths(arguments: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The state and the lengths among the arguments of a subclass's forward, by their names; None where there are none.
+
+    Args:
+        arguments: By name, the inputs first.
+    """
+    others = list(arguments.items())[1:]
+    states = [value for name, value in others if STATE.fullmatch(name) and isinstance(value, Tensor | tuple | list)]
+    lengths = [value for name, value in others if "len" in name and isinstance(value, Tensor | tuple | list)]
+    state = None if not states else states[0] if len(states) == 1 else tuple(states)
+    return state, lengths[0] if lengths else None
+
+
+def parts_returned(layer: nn.Module, output: Any) -> tuple[Any, tuple[Tensor, ...]]:
+    """What a layer returned: its outputs, and the parts of its state, of which there may be none.
+
+    Raises:
+        ValueError: If it returned something else.
+    """
+    outputs, *rest = output if isinstance(output, tuple | list) and not hasattr(output, "batch_sizes") else (output,)
+    parts = [part for one in rest for part in (one if isinstance(one, tuple | list) else (one,))]
+    if not isinstance(outputs, Tensor | PackedSequence) or not all(isinstance(part, Tensor) for part in parts):
+        kinds = [type(part).__name__ for part in (outputs, *parts)]
+        raise ValueError(f"{class_name(layer)} must return outputs, or outputs and its state; it returned {kinds}")
+    return outputs, tuple(parts)
+
+
+def dimension_of(layer: nn.RNNBase) -> int:
+    """Of the state of all its layers and directions."""
+    plain = plain_layer(layer)
+    family = family_of(plain)
+    assert family is not None
+    return sum(family.sizes(plain)) * layer.num_layers * (2 if layer.bidirectional else 1)
+
+
 def check_likeness(layer: nn.RNNBase, sample: Sample) -> None:
     """Compare what a subclass returned with what torch's layer returns for the same inputs and weights.
 
@@ -106,6 +152,13 @@ def check_likeness(layer: nn.RNNBase, sample: Sample) -> None:
     single, single_state = _outputs_of(layer, sample, torch.float32)
     double, double_state = _outputs_of(layer, sample, torch.float64)
     dtype = sample.outputs.dtype
+    if sample.outputs.shape != single.shape or [*map(len, sample.call.after)] != [len(single_state[0])] * len(
+        sample.call.after
+    ):
+        raise ValueError(
+            f"{class_name(layer)} replaces the forward pass of {_kind(layer)} by another one: it returned outputs of "
+            f"shape {tuple(sample.outputs.shape)}, time first, where torch's are {tuple(single.shape)}. {ADVICE}"
+        )
     ours, state = (double, double_state) if dtype == torch.float64 else (single, single_state)
     eps = torch.finfo(dtype).eps
     amplified = AMPLIFIED * eps / torch.finfo(torch.float32).eps
@@ -116,7 +169,7 @@ def check_likeness(layer: nn.RNNBase, sample: Sample) -> None:
     apart = ((sample.outputs.double() - ours).abs() * runs).amax((1, 2))
     found = [*zip(apart.tolist(), rounding.tolist(), strict=True)]
     whole = [b for b, total in enumerate(sample.call.totals) if total == sample.call.steps[b]]
-    if whole:
+    if whole and sample.call.after:
         for returned, part, one, other in zip(sample.call.after, state, single_state, double_state, strict=True):
             apart, rounding = (returned.double() - part).abs(), (one - other).abs()
             found.append((float(apart[whole].amax()), float(rounding[whole].amax())))
@@ -126,7 +179,7 @@ def check_likeness(layer: nn.RNNBase, sample: Sample) -> None:
             raise ValueError(
                 f"{class_name(layer)} replaces the forward pass of {_kind(layer)} by another one: what it returned "
                 f"differs from torch's step with its weights by {difference:.2g}, where rounding makes {limit:.1g}. "
-                "Give its own step, module={'name': step} with step(module, x, state) -> state, which is then measured."
+                f"{ADVICE}"
             )
 
 

@@ -31,12 +31,23 @@ from lightning_lyapunov.capture.conventions import (
 )
 from lightning_lyapunov.capture.finding import Found, class_name
 from lightning_lyapunov.capture.joining import Kept, Thread, chosen, join, without_doubles
-from lightning_lyapunov.capture.likeness import Sample, check_likeness, is_foreign, plain_layer, shallow
+from lightning_lyapunov.capture.likeness import (
+    Sample,
+    check_likeness,
+    dimension_of,
+    is_foreign,
+    parts_returned,
+    plain_layer,
+    shallow,
+    state_and_lengths,
+)
 from lightning_lyapunov.engine.maps.cell import State, as_parts
 from lightning_lyapunov.engine.maps.weights import weights_written_by_others
 from lightning_lyapunov.engine.measure import Driven
 from lightning_lyapunov.engine.sequences import Sequences
 
+UNSEEN = "a compiled cell cannot be watched, nor a layer of torch's that is called as layer.forward(...)"
+"""Why nothing may be seen of a layer that is run."""
 SHORT = 8
 """Sequences of fewer steps are measured only where there are not enough others."""
 
@@ -77,13 +88,17 @@ class _Batch:
     raw: list[tuple[int, RawCall]] = field(default_factory=list)
     """Calls of a cell whose convention is still to be recognised, each with its turn."""
     turn: int = 0
-    """Forward passes over the batch before this one."""
+    """Parts of the batch before this one, at the end of each of which there may have been an update."""
+    is_again: bool = False
+    """Whether they are passes over the same rows for certain."""
     rows: int = 0
     """Most rows of a call, kept or not."""
     begun: int = 0
-    """Rows kept, of this turn, that were given no state: each begins a sequence."""
+    """Rows kept that were given no state: each begins a sequence."""
+    begins: int = 0
+    """Calls kept that were given no state."""
     steps: int = 0
-    """Steps kept since rows last began without a state."""
+    """Steps kept."""
     work: int = 0
     """Steps kept of this turn, times rows."""
     tails: list[_Tail] = field(default_factory=list)
@@ -99,7 +114,7 @@ class _Batch:
     def begin_anew(self) -> None:
         """Let go of what was recorded."""
         self.calls, self.raw, self.tails = [], [], []
-        self.begun, self.steps, self.work, self.is_in_tail, self.raw_tail = 0, 0, 0, False, 0
+        self.begun, self.begins, self.steps, self.work, self.is_in_tail, self.raw_tail = 0, 0, 0, 0, False, 0
 
     @property
     def is_empty(self) -> bool:
@@ -162,8 +177,6 @@ class Probe:
 
     Attributes:
         seconds: Spent recording.
-        calls_forward: Whether the hook saw nothing where something may have been called past it.
-        is_paused: Whether calls are let pass for now, as those that a measurement makes.
         written_in_training: Whether the weights that another module writes are those of a training pass.
     """
 
@@ -179,7 +192,7 @@ class Probe:
         self.layer, self._is_compiled = layer, is_compiled
         self.num_sequences, self.num_steps = num_sequences, num_steps
         self.seconds = 0.0
-        self.is_paused = False
+        self._is_paused = False
         self._adapter = self._given = adapter
         is_scripted = isinstance(layer, torch.jit.ScriptModule)  # which takes no hooks, but can be watched
         self._is_layer = isinstance(layer, nn.RNNBase)
@@ -188,25 +201,25 @@ class Probe:
         self._is_alike = False  # whether torch's own step is known to do what a foreign layer does
         self._read = self._reader()
         self._signature = signature_of(layer)
-        own = self._is_layer and not self._is_foreign
-        hook = (_UncompiledHook if own else _Hook)(self)
-        self._handle: Any = None if is_scripted else layer.register_forward_hook(hook, with_kwargs=True)
+        self._is_scripted = is_scripted
+        self._handle: Any = None
+        if is_compiled:
+            self._watch()  # for good: what is compiled without a hook does not call one later
         self._forward: Any = None  # the watch over calls that go past the hooks
-        self.calls_forward = is_scripted
+        # A cell may be called as cell.forward(...), past its hooks.
+        self._calls_forward = is_scripted or not (self._is_layer or is_compiled)
         self._is_single = True  # whether a state is one tensor rather than a tuple of them
         self._keeps_latest = False
         self.forget()
 
     def _reader(self) -> Callable[[tuple[Any, ...], dict[str, Any], Any], Call] | None:
         """How a call is read; None where that is still to be recognised."""
+        adapter = self._adapter
+        if adapter is not None and not needs_raw_calls(adapter):
+            return partial(adapter.read, self.layer)
         if self._is_layer:
             return self._layer_call
-        if self._is_cell:
-            return self._cell_call
-        adapter = self._adapter
-        if adapter is None or needs_raw_calls(adapter):
-            return None
-        return partial(adapter.read, self.layer)
+        return self._cell_call if self._is_cell else None
 
     def forget(self) -> None:
         """Let go of what was recorded."""
@@ -235,19 +248,22 @@ class Probe:
         self._is_recording = keep_latest or not enough
         if self._is_recording:
             self._batches.append(_Batch())
-            if self.calls_forward:
+            self._watch()
+            if self._calls_forward:
                 self._forward = watch_forward(self.layer, self.record)
 
-    def end_turn(self) -> None:
-        """A forward pass over the batch has ended; what follows before the next batch is another one over it."""
+    def end_turn(self, *, is_again: bool) -> None:
+        """A part of the batch has ended.
+
+        Args:
+            is_again: Whether what follows before the next batch is another pass over the same rows for certain.
+        """
         if self._is_recording and not self._batches[-1].is_empty:
             self._batches[-1].turn += 1
+            self._batches[-1].is_again = is_again
 
     def end_batch(self) -> None:
         """Stop recording until the next batch."""
-        may_watch = not self._is_layer and not self._is_compiled and self._trouble is None
-        if self._is_recording and self._batches and self._batches[-1].is_empty and may_watch:
-            self.calls_forward = True  # the hook saw nothing: the model may call layer.forward(...)
         self._stop_watching()
         while self._keeps_latest and sum(batch.certain for batch in self._batches[1:]) >= self.num_sequences:
             del self._batches[0]
@@ -255,12 +271,34 @@ class Probe:
 
     def remove(self) -> None:
         """Take the hook off the layer and let go of what was recorded."""
+        self._is_compiled = False
         self._stop_watching()
-        if self._handle is not None:
-            self._handle.remove()
         self.forget()
 
+    def _watch(self) -> None:
+        """Put the hook on the layer: only while a batch is recorded, as others may copy, save or export the model."""
+        if self._handle is None and not self._is_scripted:
+            own = self._is_layer and not self._is_foreign
+            hook = (_UncompiledHook if own else _Hook)(self)
+            self._handle = self.layer.register_forward_hook(hook, with_kwargs=True)
+
+    def pause(self) -> None:
+        """Let calls pass for now, as those that a measurement makes; the layer is as it was found."""
+        self._is_paused = True
+        if self._forward is not None:
+            self._forward.remove()
+            self._forward = None
+
+    def go_on(self) -> None:
+        """Record again, if it was recorded before."""
+        self._is_paused = False
+        if self._is_recording and self._calls_forward:
+            self._forward = watch_forward(self.layer, self.record)
+
     def _stop_watching(self) -> None:
+        if self._handle is not None and not self._is_compiled:
+            self._handle.remove()
+            self._handle = None
         if self._forward is not None:
             self._forward.remove()
             self._forward = None
@@ -270,11 +308,17 @@ class Probe:
         """Whether there is anything to measure, or to complain about."""
         return self._trouble is not None or not all(batch.is_empty for batch in self._batches)
 
+    @property
+    def batches_needed(self) -> int:
+        """Batches that bring as many sequences as are wanted, going by the last one; 1 before there was any."""
+        last = next((batch.certain for batch in reversed(self._batches) if not batch.is_empty), self.num_sequences)
+        return -(-self.num_sequences // max(last, 1))
+
     # ---------------------------------------------------------------- recording
 
     def record(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Keep one call of the layer; neither raises nor holds on to the graph."""
-        if not self._is_recording or self.is_paused:
+        if not self._is_recording or self._is_paused:
             return
         start = time.perf_counter()
         try:
@@ -308,9 +352,9 @@ class Probe:
                 batch.is_in_tail = True
             batch.tails[-1].note(call)
             return
-        kept = self._bounded(call, batch.turn)
+        kept = self._bounded(call, batch)
         if call.before is None:
-            batch.begun, batch.steps = batch.begun + kept.rows, 0
+            batch.begun, batch.begins = batch.begun + kept.rows, batch.begins + 1
         batch.calls.append(kept)
         batch.is_in_tail = False
         batch.steps += len(kept.inputs)
@@ -323,10 +367,12 @@ class Probe:
         if not batch.calls or batch.last_turn == batch.turn:
             return False
         batch.last_turn = batch.turn
-        if call.before is None:
+        if call.before is None and batch.is_again:
             return True
         if self._has_room(batch, call):
             return False  # it is kept, and whether it goes on from the calls before it is seen later
+        if call.before is None:
+            return True  # of as many rows as are wanted, the latest
         last = batch.tails[-1].state if batch.is_in_tail else _flat(batch.calls[-1].after)
         before = _flat(call.before)[: len(last)]
         return before.shape != last.shape or not torch.equal(before, last)
@@ -337,11 +383,11 @@ class Probe:
             return True
         if call.before is None:
             return batch.begun < self.num_sequences
-        if batch.begun:
-            return batch.steps < self.num_steps and not batch.is_in_tail
+        if batch.begins:
+            return batch.steps < self.num_steps * batch.begins and not batch.is_in_tail
         return batch.work < self.num_sequences * self.num_steps
 
-    def _bounded(self, call: Call, turn: int) -> Kept:
+    def _bounded(self, call: Call, batch: _Batch) -> Kept:
         rows = slice(self.num_sequences)
         inputs = call.inputs[: self.num_steps, rows].detach().clone()
         before, after = (
@@ -349,12 +395,14 @@ class Probe:
             for state in (call.before, call.after)
         )
         assert after is not None
-        return Kept(inputs, call.lengths[rows].clamp(max=len(inputs)), before, after, call.lengths[rows].tolist(), turn)
+        lengths = call.lengths[rows]
+        kept = lengths.clamp(max=len(inputs))
+        return Kept(inputs, kept, before, after, lengths.tolist(), batch.turn, batch.is_again)
 
     def _note_weights(self, kept: Kept, output: Any) -> None:
         """Keep what tells later with which weights the layer ran, and whether as torch's would."""
         if self._is_foreign and not self._is_alike:
-            outputs, _ = self._time_first(output[0])
+            outputs, _ = self._time_first(parts_returned(self.layer, output)[0])
             outputs = outputs[: self.num_steps, : self.num_sequences].detach().clone()
             weights = [weight.detach().clone() for weight in self.layer._flat_weights]  # type: ignore[union-attr]
             self._sample = Sample(kept, outputs, weights, self.layer.training)
@@ -371,8 +419,9 @@ class Probe:
         inputs, counts = self._time_first(given)
         if lengths is not None and not isinstance(given, PackedSequence):
             counts = torch.as_tensor(lengths).detach().cpu().long().clamp(max=len(inputs))
-        self._is_single = isinstance(output[1], Tensor)
-        return Call(inputs, counts, None if state is None else self._rows_first(state), self._rows_first(output[1]))
+        _, after = parts_returned(self.layer, output)
+        self._is_single = len(after) == 1
+        return Call(inputs, counts, None if state is None else self._rows_first(state), self._rows_first(after))
 
     def _cell_call(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Call:
         inputs, state, _ = self._arguments(args, kwargs)
@@ -390,12 +439,13 @@ class Probe:
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
         values = list(bound.arguments.values())
+        if self._is_foreign and values and isinstance(values[0], Tensor | PackedSequence):
+            return values[0], *state_and_lengths(bound.arguments)
         if len(values) < 2 or not isinstance(values[0], Tensor | PackedSequence):
             raise ValueError(
                 f"{class_name(self.layer)}.forward must take (x, state), x a tensor; it takes {list(bound.arguments)}"
             )
-        lengths = [value for name, value in bound.arguments.items() if "length" in name and value is not None]
-        return values[0], values[1], lengths[0] if lengths else None
+        return values[0], values[1], None
 
     def _time_first(self, inputs: Tensor | PackedSequence) -> tuple[Tensor, Tensor]:
         if isinstance(inputs, PackedSequence):
@@ -478,23 +528,25 @@ class Probe:
                 self._recognise()
             batches = [self._calls_of(batch) for batch in self._batches if not batch.is_empty]
             joined = [join(calls, self.num_steps) for calls in batches]
-            for calls, threads in zip(batches, joined, strict=True):
+            there_are = [batch for batch in self._batches if not batch.is_empty]
+            for batch, calls, threads in zip(there_are, batches, joined, strict=True):
                 self._check_is_joined(calls, threads)
+                if calls and not any(thread.is_anew for thread in threads):  # else it is not known who went on
+                    calls[-1].totals[:] = [total + batch.raw_tail for total in calls[-1].totals]
+                batch.raw_tail = 0
             threads = without_doubles([thread for threads in joined for thread in threads if self._is_begun(thread)])
             if not threads:
-                raise ValueError(
-                    "inputs: none reached the layer in the forward pass (a compiled cell cannot be watched)."
-                )
+                raise ValueError(f"inputs: none reached the layer in the forward pass ({UNSEEN}).")
             more = sum(max(batch.rows - self.num_sequences, 0) for batch in self._batches)
             totals = [thread.total for thread in threads]
-            firsts = [calls[0] for calls in batches if calls]
-            anew = any(t.before is not None and t.pieces[0][0] not in firsts for t in threads)
-            pieces = sum(totals) / len(totals) if anew else None
+            pieces = sum(totals) / len(totals) if any(thread.is_anew for thread in threads) else None
             self._joined = threads, Extent(len(threads) + more, max(totals), pieces)
         return self._joined
 
     def _dimension(self, thread: Thread, inputs: Sequences) -> int:
         call, row = thread.pieces[0]
+        if not call.after and self._is_foreign and self._given is None:
+            return dimension_of(self.layer)  # type: ignore[arg-type]
         if not call.after:
             return int(self.system(self.layer).dimension(inputs))
         return sum(part[row].numel() for part in call.after)
@@ -514,9 +566,9 @@ class Probe:
         self._adapter, read = read_calls(self.layer, raws, self._given)
         is_single = isinstance(self._adapter, Recognised) and self._adapter.is_single
         for (batch, turn), calls in zip(turns, read, strict=True):
-            kept = [Kept(c.inputs, c.lengths, c.before, c.after, c.lengths.tolist(), turn) for c in calls]
-            if kept and turn == batch.turn and batch.raw_tail:
-                kept[-1].totals[:] = [total + batch.raw_tail for total in kept[-1].totals]
+            kept = [
+                Kept(c.inputs, c.lengths, c.before, c.after, c.lengths.tolist(), turn, batch.is_again) for c in calls
+            ]
             batch.calls += kept
             batch.raw = [(of, raw) for of, raw in batch.raw if of != turn]
             self._is_single = is_single or (kept != [] and len(kept[0].after) == 1 and self._given is not None)
@@ -534,7 +586,8 @@ class Probe:
         if torn and max(steps) == 1 and max(thread.total for thread in threads) == 1:
             raise ValueError(
                 f"state: {class_name(self.layer)} is called step by step, but the state it is given is never the one "
-                "it returned: it is changed in between. Put the change into the cell, so that a call is a whole step."
+                "it returned: it is changed in between. Put the change into the cell, so that a call is a whole step; "
+                "or, where a cell of your own calls this one, name that, module='name'."
             )
 
     def _initial_state(self, threads: list[Thread]) -> State | None:
@@ -580,15 +633,12 @@ def driven_by(network: nn.Module, layers: Mapping[str, Found], *args: Any, **kwa
     everything = 2**31
     probes = {name: probe_of(layer, everything, everything) for name, layer in layers.items()}
     try:
-        for _ in range(2):  # once more, if a cell was called past its hooks
-            for probe in probes.values():
-                probe.begin_batch(keep_latest=False)
-            with torch.no_grad():
-                network(*args, **kwargs)
-            for probe in probes.values():
-                probe.end_batch()
-            if all(probe.has_recorded or not probe.calls_forward for probe in probes.values()):
-                break
+        for probe in probes.values():
+            probe.begin_batch(keep_latest=False)
+        with torch.no_grad():
+            network(*args, **kwargs)
+        for probe in probes.values():
+            probe.end_batch()
         reached = {name: probe for name, probe in probes.items() if probe.has_recorded}
         recorded = {name: probe.sequences() for name, probe in reached.items()}
         return {name: Driven(probe.system(probe.layer), *recorded[name]) for name, probe in reached.items()}

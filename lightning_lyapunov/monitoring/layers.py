@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 from torch import nn
 
 from lightning_lyapunov.capture.finding import Names, find
-from lightning_lyapunov.capture.probe import Extent, Probe, probe_of
+from lightning_lyapunov.capture.probe import UNSEEN, Extent, Probe, probe_of
 from lightning_lyapunov.engine.frames import Frames
 from lightning_lyapunov.engine.maps.families import family_of
 from lightning_lyapunov.engine.measure import Driven, SystemTally, measure_layers, union_of_layers
@@ -118,10 +118,10 @@ class Layers:
         for probe in self._all_probes(source):
             probe.begin_batch(keep_latest=source == "training")
 
-    def end_turn(self, source: Source) -> None:
-        """A forward pass over the batch has ended: what follows is another one over the same rows."""
+    def end_turn(self, source: Source, *, is_again: bool) -> None:
+        """A part of the batch has ended; what follows is another pass over the same rows if ``is_again``."""
         for probe in self._all_probes(source):
-            probe.end_turn()
+            probe.end_turn(is_again=is_again)
 
     def end_batch(self, source: Source) -> None:
         """Stop recording."""
@@ -132,6 +132,11 @@ class Layers:
     def seconds(self) -> float:
         """Spent recording so far."""
         return sum(probe.seconds for probe in self._all_probes())
+
+    @property
+    def batches_needed(self) -> int:
+        """Training batches that bring as many sequences as are wanted, going by the last; 1 before there was any."""
+        return max((probe.batches_needed for probe in self._all_probes("training")), default=1)
 
     def have_recorded(self, source: Source | None = None) -> bool:
         """Whether inputs have reached a layer on this rank."""
@@ -226,12 +231,12 @@ class Layers:
     def _paused(self) -> Iterator[None]:
         """Record nothing meanwhile: a measurement may call the cells that are watched."""
         for probe in self._all_probes():
-            probe.is_paused = True
+            probe.pause()
         try:
             yield
         finally:
             for probe in self._all_probes():
-                probe.is_paused = False
+                probe.go_on()
 
     def _offer(self, ranks: Ranks, preferred: Source, plan: Plan) -> tuple[_Offer, dict[str, _Recorded]]:
         """What this rank could measure, and what it recorded, by layer."""
@@ -270,10 +275,7 @@ class Layers:
         refused = {name: text for offer in offers for name, text in offer.refused.items()}
         reached = [name for name in self._probes if any(offer.sequences[name] for offer in offers)]
         if not reached:
-            raise ValueError(
-                f"{', '.join(self._probes)}: no inputs reached a layer in the forward pass (a compiled cell cannot be "
-                "watched)."
-            )
+            raise ValueError(f"{', '.join(self._probes)}: no inputs reached a layer in the forward pass ({UNSEEN}).")
         for name in self._probes:
             if name not in reached:
                 self._tell(f"{name} is not measured: no inputs reached it in the forward pass.", warn=True)
@@ -288,9 +290,9 @@ class Layers:
         for name in names:
             if self._probe(name, preferred).written_in_training:
                 self._tell(
-                    f"{name}: another module writes its weights before each call, and they were last seen written in "
-                    "training, with what is drawn at random there (as weights that are dropped out): the spectrum is "
-                    "of those. Where validation drives the measurements it is of the weights in eval mode.",
+                    f"{name}: another module writes its weights, and they were last seen as they are in training: if "
+                    "something is drawn at random for them there, as where weights are dropped out, the spectrum is of "
+                    "that draw. Where validation drives the measurements it is of the weights in eval mode.",
                     warn=True,
                     subject=f"weights of {name}",
                 )

@@ -55,6 +55,7 @@ class Session:
         clock: That counts the seconds of training.
         notices: Says what is to be said.
         ranks: Who measures together; the history is kept on rank zero.
+        advice: What is added where a measurement has failed.
 
     Attributes:
         spectrum: The last one, the same on all ranks; None before the first.
@@ -73,9 +74,10 @@ class Session:
         clock: Clock,
         notices: Notices,
         ranks: Ranks,
+        advice: str = "",
     ) -> None:
         self.options, self.history, self.budget, self.clock = options, history, budget, clock
-        self._model_name, self._notices, self._ranks = type(model).__name__, notices, ranks
+        self._model_name, self._notices, self._ranks, self._advice = type(model).__name__, notices, ranks, advice
         with budget.spending("recording"):
             self.layers = Layers(model, options.module, options.num_sequences, options.num_steps, notices.tell)
         self.scoring = Scoring(options.scorer, options.prefix, notices.tell)
@@ -131,6 +133,7 @@ class Session:
         epoch: int = 0,
         *,
         source: Source,
+        is_partial: bool = False,
         promised: bool = False,
         progress: float = 1.0,
         performance: float | None = None,
@@ -141,6 +144,8 @@ class Session:
             step: Updates made so far.
             epoch: In which they were.
             source: Whose inputs drive the layers, where there are any.
+            is_partial: Whether what was recorded may be a part of the sequences alone, so that it is compared with no
+                other.
             promised: Whether it is made even if the budget has no room for it.
             progress: Share of the fit that is done, 1 where not known.
             performance: Skill reached so far, as the scorer takes it.
@@ -164,7 +169,7 @@ class Session:
         if self._ranks.is_first:
             try:
                 figures = self._figures(step, performance)
-                self._keep(figures, plan, whole, step, epoch, performance)
+                self._keep(figures, plan, whole, step, epoch, performance, is_partial)
             except Exception as error:
                 self._warn(error)
                 figures = None
@@ -249,7 +254,14 @@ class Session:
         return figures
 
     def _keep(
-        self, figures: dict[str, float], plan: Plan, whole: Plan, step: int, epoch: int, performance: float | None
+        self,
+        figures: dict[str, float],
+        plan: Plan,
+        whole: Plan,
+        step: int,
+        epoch: int,
+        performance: float | None,
+        is_partial: bool,
     ) -> None:
         """Add the measurement to the history."""
         spectrum, seen = self.spectrum, self.layers.seen
@@ -277,7 +289,7 @@ class Session:
                 epoch=epoch,
                 metrics=figures,
                 length=seen.longest,
-                source=seen.source,
+                source=f"partial {seen.source}" if is_partial else seen.source,
                 seen=seen.sequences,
                 fewer=fewer,
                 latent=None if score is None else score.latent,
@@ -339,15 +351,13 @@ class Session:
         self._notices.tell(text, warn=True, subject=type(logger).__name__)
 
     def _warn(self, error: Exception) -> None:
-        warn_of_failure(self._notices, error)
+        warn_of_failure(self._notices, error, self._advice)
 
 
-def warn_of_failure(notices: Notices, error: Exception) -> None:
-    """Say once that nothing is measured, and what becomes of those who monitor it."""
+def warn_of_failure(notices: Notices, error: Exception, advice: str = "") -> None:
+    """Say once that nothing is measured, and what to do about it."""
     notices.tell(
-        f"the Lyapunov spectrum could not be measured, training goes on without it: {error} (EarlyStopping that "
-        "monitors it needs strict=False to go on too; ModelCheckpoint that does cannot, before there is a first "
-        "value.)",
+        f"the Lyapunov spectrum could not be measured, training goes on without it: {error}{advice}",
         warn=True,
         subject="failure",
     )

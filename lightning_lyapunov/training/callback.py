@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal
@@ -28,6 +29,12 @@ from lightning_lyapunov.training.pickling import added_to
 from lightning_lyapunov.training.ranks import TrainerRanks
 from lightning_lyapunov.training.schedule import Schedule, When
 from lightning_lyapunov.training.stopping import warn_of_impatience, warn_of_skip
+
+ADVICE = (
+    " (EarlyStopping that monitors it needs strict=False to go on too; ModelCheckpoint that does cannot, before there "
+    "is a first value.)"
+)
+"""What becomes of those who monitor what could not be measured."""
 
 
 class LyapunovSpectrumCallback(pl.Callback):
@@ -199,6 +206,7 @@ class LyapunovSpectrumCallback(pl.Callback):
         self._schedule = Schedule(every_n_epochs, every_n_train_steps)
         self._begin(Budget(max_overhead))
         self._is_resumed = False
+        self._model: weakref.ref[pl.LightningModule] | None = None
 
     def _begin(self, budget: Budget) -> None:
         self._budget, self._clock = budget, Clock(lambda: budget.away)
@@ -238,7 +246,9 @@ class LyapunovSpectrumCallback(pl.Callback):
         """Find the layers, which ``configure_model`` may only just have made, and watch what drives them."""
         self._release()
         self._notices.begin()
-        goes_on = self._is_resumed or (trainer.global_step > 0 and len(self._history) > 0)
+        is_same = self._model is not None and self._model() is pl_module  # a Trainer may fit another one afterwards
+        self._model = weakref.ref(pl_module)
+        goes_on = self._is_resumed or (trainer.global_step > 0 and len(self._history) > 0 and is_same)
         budget, clock = self._budget, self._clock
         self._begin(budget if goes_on else Budget(self.max_overhead))
         if goes_on:
@@ -252,11 +262,18 @@ class LyapunovSpectrumCallback(pl.Callback):
         try:
             options = self._options()
             self._session = Session(
-                pl_module, options, self._history, self._budget, self._clock, self._notices, TrainerRanks(trainer)
+                pl_module,
+                options,
+                self._history,
+                self._budget,
+                self._clock,
+                self._notices,
+                TrainerRanks(trainer),
+                ADVICE,
             )
             self._performance = Performance(options, self._notices.tell)
         except Exception as error:
-            warn_of_failure(self._notices, error)
+            warn_of_failure(self._notices, error, ADVICE)
             return
         if trainer.is_global_zero:
             self._session.begin_logging(trainer.loggers)
@@ -319,7 +336,9 @@ class LyapunovSpectrumCallback(pl.Callback):
             self._batch_began = time.perf_counter()
             layers = self._session.layers
             has_validation = layers.have_recorded("validation")
-            if self._schedule.is_worth_recording(trainer, batch_idx, has_validation=has_validation):
+            if self._schedule.is_worth_recording(
+                trainer, batch_idx, has_validation=has_validation, needed=layers.batches_needed
+            ):
                 layers.begin_batch("training")
 
     def on_train_batch_end(
@@ -340,6 +359,8 @@ class LyapunovSpectrumCallback(pl.Callback):
         self._clock.start()
         self._schedule.begin(trainer)
         session = self._session
+        if session is not None and self._schedule.source == "training":
+            session.layers.forget("validation")  # of the sanity check, which is not of this series
         is_first = trainer.global_step == 0 and self._schedule.source == "validation"
         if session is not None and is_first and session.has_recorded("validation"):
             self._measure_and_log(session, trainer, pl_module, "before training")
@@ -352,7 +373,8 @@ class LyapunovSpectrumCallback(pl.Callback):
         if trainer.global_step == 0 and self._schedule.at is None and session.has_recorded("training"):
             self._clock.note_forward(time.perf_counter() - self._batch_began)
             self._measure_and_log(session, trainer, pl_module, "before training")
-        session.layers.end_turn("training")  # a closure that is evaluated again passes over the same rows
+        # A closure that is evaluated again passes over the same rows; by hand it may be other rows, or later steps.
+        session.layers.end_turn("training", is_again=pl_module.automatic_optimization)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure in time for whatever monitors at the end of validation."""
@@ -397,6 +419,7 @@ class LyapunovSpectrumCallback(pl.Callback):
                 trainer.global_step,
                 trainer.current_epoch,
                 source=self._schedule.source,
+                is_partial=when == "before training" and trainer.training and not pl_module.automatic_optimization,
                 promised=promised,
                 progress=_progress(trainer),
                 performance=performance,

@@ -60,30 +60,36 @@ class Schedule:
         """Whether the weights have moved since the last measurement."""
         return self.at is None or trainer.global_step != self.at[0]
 
-    def is_worth_recording(self, trainer: Any, batch_idx: int, *, has_validation: bool) -> bool:
+    def is_worth_recording(self, trainer: Any, batch_idx: int, *, has_validation: bool, needed: int = 1) -> bool:
         """Whether a training batch may drive a measurement.
 
         Args:
             trainer: Whose batch it is.
             batch_idx: Its place in the epoch.
             has_validation: Whether validation inputs have reached the layers.
+            needed: Batches that bring as many sequences as are wanted.
         """
-        if trainer.global_step == 0 and self.at is None:
-            return True  # it drives the measurement before the first update, if no sanity check did
+        if self.at is None and (trainer.global_step == 0 or self.every_n_train_steps is not None):
+            return True  # it drives the first measurement, if no sanity check did
+        recent = max(needed, RECENT)
         if self.every_n_train_steps is not None:
-            last = self.at[0] if self.at else trainer.global_step
-            return bool(trainer.global_step + 1 - last >= self.every_n_train_steps)
+            assert self.at is not None
+            return bool(trainer.global_step + recent - self.at[0] >= self.every_n_train_steps)
         if self.source == "validation" and has_validation:
             return False
         batches = trainer.num_training_batches
-        return batch_idx == 0 or math.isinf(batches) or bool(batch_idx >= batches - RECENT)
+        return batch_idx == 0 or math.isinf(batches) or bool(batch_idx >= batches - recent)
 
 
 def _will_validate(trainer: Any) -> bool:
     """Whether validation will run in this fit, as far as can be known when it begins."""
     if not trainer.enable_validation:
         return False
-    every, last = trainer.check_val_every_n_epoch, trainer.max_epochs
-    if every is None or last is None or last < 0:
+    every, last, batches = trainer.check_val_every_n_epoch, trainer.max_epochs, trainer.num_training_batches
+    if every is None:
         return True
-    return bool(last // every > trainer.current_epoch // every)
+    ends = [last] if last is not None and last >= 0 else []
+    if trainer.max_steps >= 0 and 0 < batches < math.inf:
+        updates = -(-batches // trainer.accumulate_grad_batches)
+        ends.append(trainer.current_epoch + (trainer.max_steps - trainer.global_step) // updates)
+    return not ends or bool(min(ends) // every > trainer.current_epoch // every)

@@ -8,6 +8,7 @@ from inspect import signature
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -393,3 +394,7 @@ def _is_key(key: str | None, prefix: str) -> bool:
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names))
+
+
+if hasattr(torch.serialization, "add_safe_globals"):  # a pickle of one holds its arguments and plain values
+    torch.serialization.add_safe_globals([LyapunovEarlyStopping])

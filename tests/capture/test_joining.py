@@ -119,9 +119,22 @@ def test_state_that_is_always_changed_joins_nothing(x: Tensor) -> None:
 
 def test_of_two_passes_the_later_counts() -> None:
     x, y = noise(5, ROWS, WIDTH), noise(5, ROWS, WIDTH, seed=1)  # the layers below have learnt in between
-    calls = loop(x, lambda t, old, new: new)
-    again = [Kept(c.inputs, c.lengths, c.before, c.after, c.totals, 1) for c in loop(y, lambda t, old, new: new)]
-    assert rows_of([*calls, *again]) == expected(*y.unbind(1))
+    loops = loop(x, lambda t, old, new: new), loop(y, lambda t, old, new: new)
+    first, then = [
+        [Kept(c.inputs, c.lengths, c.before, c.after, c.totals, turn, True) for c in calls]
+        for turn, calls in enumerate(loops)
+    ]
+    assert rows_of([*first, *then]) == expected(*y.unbind(1))
+
+
+@pytest.mark.parametrize(("noise_added", "rows"), [(0.1, ROWS), (2.0, 2 * ROWS)])
+def test_where_it_is_not_certain_values_tell_whether_rows_come_again(noise_added: float, rows: int) -> None:
+    """By hand an optimiser may pass over the same rows twice, or over one part of a batch after the other."""
+    x = noise(20, ROWS, WIDTH)
+    y = x + noise_added * noise(20, ROWS, WIDTH, seed=1)
+    one, other = whole(x), whole(y)
+    parts = [one, Kept(other.inputs, other.lengths, None, other.after, other.totals, 1)]
+    assert len(join(parts, 99)) == rows
 
 
 def test_a_chain_of_passes_is_one_sequence(x: Tensor) -> None:
@@ -139,6 +152,46 @@ def test_dropped_out_twice_is_one_row() -> None:
     assert rows_of([whole(x), whole(noise(20, ROWS, 8, seed=3))]) == expected(
         *x.unbind(1), *noise(20, ROWS, 8, seed=3).unbind(1)
     )
+
+
+def test_dropped_out_twice_in_one_call_is_one_row() -> None:
+    """R-Drop as its authors do it: the batch twice, one behind the other."""
+    x = noise(20, ROWS, 8).repeat(1, 2, 1)
+    dropped = (noise(20, 2 * ROWS, 8, seed=1) > -0.5) * x / 0.7
+    assert rows_of([whole(dropped)]) == expected(*dropped[:, ROWS:].unbind(1))
+
+
+def test_rows_that_are_held_at_first_do_not_begin_anew(x: Tensor) -> None:
+    """Left padding: a mask holds the state at zero until a row begins."""
+    starts = torch.tensor([0, 2, 4, 1])
+
+    def masked(t: int, old: Tensor, new: Tensor) -> Tensor:
+        return torch.where((t >= starts).unsqueeze(1), new, old)
+
+    calls = loop(x, masked, torch.zeros(ROWS, WIDTH).double())
+    assert rows_of(calls) == expected(*[x[n:, row] for row, n in enumerate(starts.tolist())])
+    assert not any(thread.is_anew for thread in join(calls, 99))
+
+
+def test_only_rows_that_begin_beside_others_that_go_on_begin_anew(x: Tensor) -> None:
+    zeros = torch.zeros(ROWS, WIDTH).double()
+    twice = [*loop(x, lambda t, old, new: new, zeros), *loop(0.5 * x, lambda t, old, new: new, zeros)]
+    assert not any(thread.is_anew for thread in join(twice, 99))
+
+    def reset(t: int, old: Tensor, new: Tensor) -> Tensor:
+        return new * torch.tensor([t != 3, True, True, True]).unsqueeze(1)
+
+    assert [thread.is_anew for thread in join(loop(x, reset), 99)] == [False] * ROWS + [True]
+
+
+def test_two_levels_that_share_a_cell_and_begin_in_the_same_state_are_two(x: Tensor) -> None:
+    h = g = torch.zeros(ROWS, WIDTH).double()
+    calls = []
+    for now in x:
+        calls.append(kept(now, h, h := step(now, h)))
+        calls.append(kept(h, g, g := step(h, g)))
+    upper = torch.stack([call.inputs[0] for call in calls[1::2]])
+    assert rows_of(calls) == expected(*x.unbind(1), *upper.unbind(1))
 
 
 def test_rows_of_symbols_are_not_taken_for_each_other() -> None:

@@ -146,13 +146,14 @@ def test_what_is_not_recorded_does_not_count() -> None:
 
 
 def test_a_measurement_knows_whose_inputs_drove_it() -> None:
-    """Two sources are shown apart, and the latest record says which."""
+    """The latest record says which, also where there were others before it."""
     model = seeded()
     monitor = whole(model)
-    watched(monitor, model, batch())
-    with monitor.record("validation"):
-        model(batch())
-    monitor.measure(1)
+    watched(monitor, model, batch(1))
+    for source, seed in (("training", 2), ("validation", 3)):
+        with monitor.record(source):
+            model(batch(seed))
+    assert_same(monitor.measure(1), by_hand(model.rnn, batch(3)))
     assert [m.source for m in monitor.history] == ["training", "validation"]
 
 
@@ -300,16 +301,20 @@ def test_a_run_of_wandb_keeps_all_that_the_user_logs_and_each_measurement(
     model = seeded()
     with whole(model, to=run if users_steps == "told" else wandb) as monitor:
         for step in range(5):
-            watched(monitor, model, batch(), step=step)
-            if step in (1, 2, 4):  # after the others nothing is logged
-                at = {"step": 10 * step} if users_steps == "told" else {}
+            at = {"step": 10 * step} if users_steps == "told" else {}
+            logs = step in (1, 2, 4)  # at the others the user logs nothing
+            if logs:
                 run.log({"loss": step}, **at, commit=False)
+            watched(monitor, model, batch(), step=step)
+            if logs:
                 run.log({"accuracy": -step}, **at)
     run.finish()
     wandb.teardown()
     rows, kinds = wandb_run(tmp_path)
     assert [row["loss"] for row in rows if "loss" in row] == [1, 2, 4]
     assert [row["accuracy"] for row in rows if "accuracy" in row] == [-1, -2, -4]
+    if users_steps == "told":
+        assert [row["_step"] for row in rows if "loss" in row and "accuracy" in row] == [10, 20, 40]
     ours = [row for row in rows if "lyapunov/max" in row]
     assert [row["trainer/global_step"] for row in ours] == [0, 1, 2, 3, 4]
     assert [row["lyapunov/max"] for row in ours] == pytest.approx(list(monitor.history.values("max")))
@@ -588,10 +593,15 @@ def one_rank(rank: int, world: int, directory: str) -> dict[str, Any]:
         spectrum = monitor.measure(step)
         assert spectrum is not None
         spectra.append(spectrum.exponents.numpy())
+    history = len(monitor.history)
+    state = [monitor.state_dict()]
+    torch.distributed.broadcast_object_list(state)  # as a checkpoint that all ranks read
+    monitor.load_state_dict(state[0])
     report = monitor.report(Path(directory) / str(rank))
+    monitor.close()
     return {
         "spectra": spectra,
-        "history": len(monitor.history),
+        "history": history,
         "rows": rows,
         "report": report is not None,
         "findings": len(monitor.findings),

@@ -11,7 +11,10 @@ from lightning_lyapunov.training.schedule import RECENT, Schedule
 
 def at(step: int = 0, epoch: int = 0, **others: Any) -> Any:
     """A Trainer of ten epochs of a hundred batches, with validation after each."""
-    usual = {"enable_validation": True, "check_val_every_n_epoch": 1, "max_epochs": 10, "num_training_batches": 100}
+    usual = {
+        **{"enable_validation": True, "check_val_every_n_epoch": 1, "max_epochs": 10, "max_steps": -1},
+        **{"num_training_batches": 100, "accumulate_grad_batches": 1},
+    }
     return SimpleNamespace(**{"global_step": step, "current_epoch": epoch, **usual, **others})
 
 
@@ -37,6 +40,11 @@ def begun(every_n_epochs: int = 1, every_n_train_steps: int | None = None, **tra
         ({"check_val_every_n_epoch": None}, "validation"),  # by batches
         ({"check_val_every_n_epoch": 20, "max_epochs": -1}, "validation"),  # no end
         ({"check_val_every_n_epoch": 20, "max_epochs": None}, "validation"),
+        ({"check_val_every_n_epoch": 3, "max_steps": 250}, "training"),  # it ends in the third epoch
+        ({"check_val_every_n_epoch": 3, "max_steps": 300}, "validation"),
+        ({"check_val_every_n_epoch": 3, "max_steps": 250, "accumulate_grad_batches": 4}, "validation"),
+        ({"check_val_every_n_epoch": 3, "max_steps": 250, "num_training_batches": math.inf}, "validation"),
+        ({"check_val_every_n_epoch": 3, "max_steps": 250, "step": 200, "epoch": 2}, "training"),
     ],
 )
 def test_validation_drives_the_series_where_there_will_be_any(trainer: dict[str, Any], source: str) -> None:
@@ -126,15 +134,18 @@ def test_the_first_is_promised_and_the_first_after_the_one_before_training() -> 
 # ---------------------------------------------------------------- what is worth recording
 
 
-def recorded(schedule: Schedule, *, has_validation: bool, step: int = 100, batches: float = 100) -> list[int]:
+def recorded(
+    schedule: Schedule, *, has_validation: bool, step: int = 100, batches: float = 100, **more: int
+) -> list[int]:
     trainer = at(step, 1, num_training_batches=batches)
-    return [i for i in range(100) if schedule.is_worth_recording(trainer, i, has_validation=has_validation)]
+    return [i for i in range(100) if schedule.is_worth_recording(trainer, i, has_validation=has_validation, **more)]
 
 
 def test_first_and_last_batches_of_an_epoch_are_recorded_where_training_drives() -> None:
     schedule = begun(enable_validation=False)
     schedule.note(at(0))
     assert recorded(schedule, has_validation=False) == [0, *range(100 - RECENT, 100)]
+    assert recorded(schedule, has_validation=False, needed=8) == [0, *range(92, 100)]  # of small batches more
     assert recorded(schedule, has_validation=False, batches=math.inf) == list(range(100))  # the end is not known
 
 
@@ -152,10 +163,12 @@ def test_the_first_batch_of_a_fit_is_recorded_if_no_sanity_check_was_measured() 
     assert not schedule.is_worth_recording(at(0), 50, has_validation=True)
 
 
-def test_by_updates_the_batches_are_recorded_after_which_one_is_due() -> None:
+def test_by_updates_the_batches_are_recorded_before_one_is_due() -> None:
+    """As many as it takes, and a few at least."""
     schedule = begun(every_n_train_steps=10)
+    assert schedule.is_worth_recording(at(20), 50, has_validation=False)  # nothing has been measured yet
     schedule.note(at(20))
-    steps = [step for step in range(20, 35) if schedule.is_worth_recording(at(step), 50, has_validation=True)]
-    assert steps == [29, 30, 31, 32, 33, 34]
-    assert all(schedule.is_due(at(step + 1), "training") for step in steps)
-    assert not any(schedule.is_due(at(step + 1), "training") for step in range(20, 29))
+    due = next(step for step in range(20, 40) if schedule.is_due(at(step), "training"))
+    for needed, first in ((1, due - RECENT), (7, due - 7)):
+        steps = [s for s in range(20, 32) if schedule.is_worth_recording(at(s), 50, has_validation=True, needed=needed)]
+        assert steps == list(range(first, 32))
