@@ -133,8 +133,8 @@ def _through_a_network(
             driven = driven_by(network, found, *args, **kwargs)
         except TypeError as error:
             raise ValueError(
-                f"inputs must be what {type(network).__name__}.forward takes: several in a tuple, or in a dict by name, "
-                f"and one that is itself a tuple or a dict in a tuple, (batch,). It said: {error}"
+                f"inputs must be what {type(network).__name__}.forward takes, several in a tuple or by name in a dict; "
+                f"one that is itself a tuple or a dict in a tuple, (batch,). It said: {error}"
             ) from error
     if missing := [name for name in found if name not in driven]:
         raise ValueError(f"module: no inputs reached {', '.join(missing)} in the forward pass on these inputs.")
