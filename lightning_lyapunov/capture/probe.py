@@ -110,6 +110,8 @@ class _Batch:
 
     last_turn: int = 0
     """That of the last call."""
+    is_spoilt: bool = False
+    """Whether a call could not be read."""
 
     def begin_anew(self) -> None:
         """Let go of what was recorded."""
@@ -124,6 +126,8 @@ class _Batch:
     def certain(self) -> int:
         """Sequences kept, for certain: those that began without a state, at least the rows of one call."""
         kept = [call.rows for call in self.calls] + [raw.rows for _, raw in self.raw]
+        if self.is_spoilt:
+            return 0
         return max([self.begun, *kept], default=0)
 
 
@@ -326,6 +330,7 @@ class Probe:
                 self._record(self._batches[-1], args, kwargs, output)
         except Exception as error:  # told when the measurement is due, outside the user's forward pass
             self._trouble = error.with_traceback(None)  # whose frames would keep the graph alive
+            self._batches[-1].is_spoilt = True  # somebody else may have called the model, in a way of his own
         self.seconds += time.perf_counter() - start
 
     def _record(self, batch: _Batch, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -521,23 +526,25 @@ class Probe:
 
     def _threads(self) -> tuple[list[Thread], Extent]:
         """The sequences, each row once, and how much was seen."""
-        if self._trouble is not None:
-            raise ValueError(f"inputs of the layer could not be recorded: {self._trouble}") from self._trouble
         if self._joined is None:
-            if any(batch.raw for batch in self._batches):
-                self._recognise()
-            batches = [self._calls_of(batch) for batch in self._batches if not batch.is_empty]
-            joined = [join(calls, self.num_steps) for calls in batches]
-            there_are = [batch for batch in self._batches if not batch.is_empty]
-            for batch, calls, threads in zip(there_are, batches, joined, strict=True):
+            sound = [batch for batch in self._batches if not batch.is_spoilt]
+            if self._trouble is not None and all(batch.is_empty for batch in sound):
+                raise ValueError(f"inputs of the layer could not be recorded: {self._trouble}") from self._trouble
+            if any(batch.raw for batch in sound):
+                self._recognise(sound)
+            batches = [batch for batch in sound if not batch.is_empty]
+            joined: list[list[Thread]] = []
+            for batch in batches:
+                calls = self._calls_of(batch)
+                joined.append(threads := join(calls, self.num_steps))
                 self._check_is_joined(calls, threads)
-                if calls and not any(thread.is_anew for thread in threads):  # else it is not known who went on
+                if all(t.pieces[0][0] is calls[0] and t.pieces[-1][0] is calls[-1] for t in threads):
                     calls[-1].totals[:] = [total + batch.raw_tail for total in calls[-1].totals]
-                batch.raw_tail = 0
+                batch.raw_tail = 0  # else it is not known which rows went on
             threads = without_doubles([thread for threads in joined for thread in threads if self._is_begun(thread)])
             if not threads:
                 raise ValueError(f"inputs: none reached the layer in the forward pass ({UNSEEN}).")
-            more = sum(max(batch.rows - self.num_sequences, 0) for batch in self._batches)
+            more = sum(max(batch.rows - self.num_sequences, 0) for batch in batches)
             totals = [thread.total for thread in threads]
             pieces = sum(totals) / len(totals) if any(thread.is_anew for thread in threads) else None
             self._joined = threads, Extent(len(threads) + more, max(totals), pieces)
@@ -559,9 +566,9 @@ class Probe:
         batch.tails.clear()
         return batch.calls
 
-    def _recognise(self) -> None:
+    def _recognise(self, batches: list[_Batch]) -> None:
         """Read the calls of a cell whose convention was not known."""
-        turns = [(batch, turn) for batch in self._batches for turn in range(batch.turn + 1)]
+        turns = [(batch, turn) for batch in batches for turn in range(batch.turn + 1)]
         raws = [[raw for of, raw in batch.raw if of == turn] for batch, turn in turns]
         self._adapter, read = read_calls(self.layer, raws, self._given)
         is_single = isinstance(self._adapter, Recognised) and self._adapter.is_single
