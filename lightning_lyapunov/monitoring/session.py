@@ -297,6 +297,15 @@ class Session:
             )
         )
 
+    def note_overhead(self) -> float | None:
+        """Put what all of it took, the last pictures and the report too, into the last measurement; the share."""
+        self._count_recording()
+        trained = self.clock.trained
+        overhead = self._ranks.from_first(self.budget.spent / trained if trained > 0 else None)
+        if overhead is not None and len(self.history) and "overhead" in self.history[-1].metrics:
+            self.history[-1].metrics["overhead"] = overhead
+        return overhead
+
     # ---------------------------------------------------------------- telling
 
     def tell_news(self) -> None:

@@ -22,6 +22,7 @@ from lightning_lyapunov.monitoring.notices import Notices
 from lightning_lyapunov.monitoring.options import Options
 from lightning_lyapunov.monitoring.session import Session, warn_of_failure
 from lightning_lyapunov.monitoring.sharding import why_not
+from lightning_lyapunov.names import key_of
 from lightning_lyapunov.reading.history import History, read_state
 from lightning_lyapunov.training.logging import log_figures, logging_step
 from lightning_lyapunov.training.performance import Performance
@@ -403,6 +404,9 @@ class LyapunovSpectrumCallback(pl.Callback):
             with self._budget.spending("logging"):
                 session.panels.close(trainer.loggers, self._history, self._logged_at)
         self._write_report(trainer)
+        overhead = session.note_overhead()
+        if overhead is not None and (key := key_of("overhead", self.prefix)) in trainer.callback_metrics:
+            trainer.callback_metrics[key] = torch.tensor(overhead)
 
     # ---------------------------------------------------------------- measuring
 

@@ -11,7 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from fits import Leaky, Looped, Manual, Regressor, loader, trainer
+from fits import Leaky, Looped, Manual, Recorder, Regressor, loader, trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
@@ -358,6 +358,17 @@ def test_budget_makes_measurements_smaller_and_says_so(monkeypatch: pytest.Monke
     assert max(overheads) <= 0.05 and overheads[-1] > 0.03  # kept, and not left unused
     assert {plan.k for plan in plans[2:]} == {32} and min(plan.sequences for plan in plans) == 4
     assert sum("made smaller or spaced out" in record.message for record in caplog.records) == 1
+
+
+def test_the_overhead_at_the_end_counts_the_last_pictures_and_the_report(tmp_path: Any) -> None:
+    ours = LyapunovSpectrumCallback(max_overhead=None, scorer=None, report=str(tmp_path))
+    fit = trainer(ours, logger=Recorder())
+    fit.fit(Regressor(), loader(), loader())
+    spent = ours._budget.by_kind
+    assert spent["pictures"] > 0 and spent["report"] > 0 and spent["recording"] > 0
+    told = ours.history[-1].metrics["overhead"]
+    assert told == pytest.approx(ours._budget.spent / ours._clock.trained, rel=0.05)
+    assert float(fit.callback_metrics["lyapunov/overhead"]) == pytest.approx(told)
 
 
 def test_a_barebones_run_is_left_alone() -> None:
