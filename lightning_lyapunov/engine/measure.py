@@ -260,7 +260,7 @@ def union_of_layers(tallies: Mapping[str, SystemTally], k: int | None) -> Lyapun
     for name, tally in tallies.items():
         spectra = tally.spectra(k)
         inner = len(spectra) > 1
-        parts |= {f"{name}.{layer}" if inner else name: spectrum for layer, spectrum in spectra.items()}
+        parts |= {f"{name}.{layer}".lstrip(".") if inner else name: spectrum for layer, spectrum in spectra.items()}
     if len(parts) == 1:
         return next(iter(parts.values()))
     stacks = {name: tally.growth for name, tally in tallies.items() if tally.growth is not None}

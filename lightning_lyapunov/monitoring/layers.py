@@ -216,7 +216,8 @@ class Layers:
             largest = max((driven.dimension or 0 for driven in mine.values()), default=0)
             everything = settings.k is None and plan.k >= largest
             told = settings if everything else replace(settings, k=plan.k)
-            if told.transient is not None and told.transient >= plan.steps:
+            is_cut = any(plan.steps < max(inputs.lengths) for inputs, _, _ in recorded.values())
+            if is_cut and told.transient is not None and told.transient >= plan.steps:
                 told = replace(told, transient=plan.steps // 2)
             tallies = measure_layers(mine, told)
             return tallies if len(offers) == 1 else {name: tally.to("cpu") for name, tally in tallies.items()}

@@ -240,10 +240,7 @@ class LyapunovMonitor:
         if self._session.is_closed:
             return
         if self._ranks.is_first and len(self.history):
-            step = self.history[-1].step
-            self._session.draw(self._writers, step, last=True)
-            with self._budget.spending("logging"):
-                self._session.panels.close(self._writers, self.history, step)
+            self._session.end_logging(self._writers, self.history[-1].step)
         self._clock.stop()
         self._session.close()
 

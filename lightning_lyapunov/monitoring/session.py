@@ -97,12 +97,17 @@ class Session:
             self.panels.begin(loggers, self.options.prefix, names)
         self.budget.ahead = self.panels.seconds if self.panels.are_for(loggers) else 0.0
 
+    def end_logging(self, loggers: Sequence[Any], step: int) -> None:
+        """Draw the whole run once more, and write the table of all measurements."""
+        self.draw(loggers, step, last=True)
+        with self.budget.spending("logging"):
+            self.panels.close(loggers, self.history, step)
+
     def close(self) -> None:
         """Take the hooks off the layers; a second time does nothing."""
         if not self.is_closed:
             self._count_recording()
             self.layers.remove()
-            self.scoring.release()
             self.is_closed = True
 
     # ---------------------------------------------------------------- recording

@@ -17,13 +17,14 @@ from torch import Tensor
 from lightning_lyapunov.aelle import AeLLEScore, AeLLEScorer
 from lightning_lyapunov.engine.spectrum import LyapunovSpectrum
 from lightning_lyapunov.monitoring.budget import Budget
+from lightning_lyapunov.monitoring.checkpoint import restore, state_of
 from lightning_lyapunov.monitoring.clock import Clock
 from lightning_lyapunov.monitoring.notices import Notices
 from lightning_lyapunov.monitoring.options import Options
 from lightning_lyapunov.monitoring.session import Session, warn_of_failure
 from lightning_lyapunov.monitoring.sharding import why_not
 from lightning_lyapunov.names import key_of
-from lightning_lyapunov.reading.history import History, read_state
+from lightning_lyapunov.reading.history import History
 from lightning_lyapunov.training.logging import log_figures, logging_step
 from lightning_lyapunov.training.performance import Performance
 from lightning_lyapunov.training.pickling import added_to
@@ -400,9 +401,7 @@ class LyapunovSpectrumCallback(pl.Callback):
         if self._schedule.has_moved(trainer) and session.has_recorded():
             self._measure_and_log(session, trainer, pl_module, "end")
         if trainer.is_global_zero and len(self._history):
-            session.draw(trainer.loggers, self._logged_at, last=True)
-            with self._budget.spending("logging"):
-                session.panels.close(trainer.loggers, self._history, self._logged_at)
+            session.end_logging(trainer.loggers, self._logged_at)
         self._write_report(trainer)
         overhead = session.note_overhead()
         if overhead is not None and (key := key_of("overhead", self.prefix)) in trainer.callback_metrics:
@@ -454,7 +453,7 @@ class LyapunovSpectrumCallback(pl.Callback):
     ) -> None:
         self._logged_at = logging_step(trainer, when)
         with self._budget.spending("logging"):
-            exponents = session.spectrum.exponents if self.histogram and session.spectrum is not None else None
+            exponents = None if session.spectrum is None else session.spectrum.exponents
             log_figures(trainer, figures, when, self._options(), exponents, session.warn_of_logger, self._notices.tell)
             if self.prog_bar and when not in ("before training", "end"):
                 is_step = when == "step"
@@ -503,28 +502,13 @@ class LyapunovSpectrumCallback(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """History and clocks: tensors and plain values only."""
-        return {
-            "history": self._history.state_dict(),
-            "training_seconds": self._clock.trained,
-            "budget": self._budget.state_dict(),
-        }
+        return state_of(self._history, self._clock, self._budget)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint, with as much of it as another version of this package wrote and this one knows."""
-        kinds = {"history": object, "training_seconds": float, "budget": dict}
-        known, amiss = read_state(state_dict, kinds, "state")
-        amiss_in_history = self._history.load_state_dict(known.get("history", {}))
-        amiss += amiss_in_history if "history" in known else []
-        self._budget.load_state_dict(known.get("budget", {}))
-        self._clock.trained = known.get("training_seconds", 0.0)
         self._is_resumed = True
-        if amiss:
-            self._notices.tell(
-                f"the checkpoint is of another version of this package ({'; '.join(amiss)}); what it lacks begins "
-                "anew.",
-                warn=True,
-                subject="state",
-            )
+        if amiss := restore(state_dict, self._history, self._clock, self._budget):
+            self._notices.tell(amiss, warn=True, subject="state")
 
 
 def _progress(trainer: pl.Trainer) -> float:

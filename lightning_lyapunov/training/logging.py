@@ -8,9 +8,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from lightning_lyapunov.monitoring.loggers.trackers import log_measurement
 from lightning_lyapunov.monitoring.options import Options
-from lightning_lyapunov.names import key_of, name_of, renaming, selected, selection, with_old_keys
+from lightning_lyapunov.monitoring.writers import write_figures
+from lightning_lyapunov.names import key_of, name_of, renaming, with_old_keys
 from lightning_lyapunov.training.schedule import When
 
 
@@ -45,14 +45,8 @@ def log_figures(
     values = {key_of(name, prefix): value for name, value in figures.items()}
     old = {key: value for key, value in with_old_keys(values, prefix).items() if key in watched}
     _tell_monitors(trainer, values | old, watched, prefix)
-    chosen = selected(figures, selection(options.metrics, prefix))
-    step = logging_step(trainer, when)
-    for logger in trainer.loggers:
-        try:
-            rows = {**{key_of(name, prefix): value for name, value in chosen.items()}, "epoch": trainer.current_epoch}
-            log_measurement(logger, rows, step, name=f"{prefix}/spectrum", exponents=spectrum)
-        except Exception as error:  # a tracker that is down is no reason to end a run
-            refused(logger, error)
+    step, epoch = logging_step(trainer, when), trainer.current_epoch
+    write_figures(trainer.loggers, figures, step, options, spectrum, refused, epoch=epoch)
 
 
 def _watched(trainer: pl.Trainer) -> set[str]:
