@@ -7,6 +7,7 @@ QR after every step: none of the package's code. See :func:`by_hand`.
 import copy
 import math
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -581,3 +582,80 @@ def test_as_many_levels_as_rows() -> None:
     exact = by_hand(step, [(row, torch.zeros(8)) for row in x])
     assert callback.spectrum is not None and callback.spectrum.dimension == 8
     assert float((callback.spectrum.exponents - exact).abs()[0]) < float(callback.spectrum.error[0])
+
+
+class Compiled(nn.Module):
+    """A step that is a compiled function over a cell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.graphs = nn.GRUCell(3, 8), list[Any]()
+        self.run = torch.compile(self._run, backend=self.count, fullgraph=True)
+
+    def count(self, graph: Any, _: Any) -> Any:
+        self.graphs.append(graph)
+        return graph.forward
+
+    def _run(self, x: Tensor) -> Tensor:
+        h = torch.zeros(len(x), 8)
+        for now in x.unbind(1):
+            h = self.cell(now, h)
+        return h
+
+
+def test_a_step_that_is_a_compiled_function_is_not_compiled_again() -> None:
+    def graphs(*callbacks: pl.Callback) -> int:
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        net, x = Compiled(), torch.randn(32, 6, 3)
+        model = Loop(lambda model, x: model.net.run(x), net=net)
+        trainer(*callbacks, max_epochs=3).fit(model, batches(x, 8), batches(x, 8))
+        return len(net.graphs)
+
+    without = graphs()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert graphs(LyapunovSpectrumCallback(max_overhead=None, scorer=None)) == without > 0
+
+
+class Graph(nn.Module):
+    """A graph's recurrent cell: rows are nodes, and act on each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.mix = nn.Linear(5, 2), nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(self.mix @ self.inner(torch.cat([x, h], 1)))
+
+
+def test_rows_that_act_on_each_other_are_told() -> None:
+    torch.manual_seed(0)
+
+    def run(model: Any, x: Tensor) -> Tensor:
+        h = x.new_zeros(8, 2)
+        for now in x.unbind(1):
+            h = model.cell(now, h)
+        return h
+
+    with pytest.warns(UserWarning, match="Graph: rows act on each other"):
+        assert measured(Loop(run, cell=Graph()), torch.randn(8, 20, 3), module="cell").spectrum is None
+
+
+class Masked(nn.GRU):
+    def forward(self, x: Tensor, mask: Tensor) -> Any:  # type: ignore[override]
+        packed = nn.utils.rnn.pack_padded_sequence(x, mask.sum(1).cpu(), True, enforce_sorted=False)
+        outputs, h = super().forward(packed)
+        return nn.utils.rnn.pad_packed_sequence(outputs, True)[0], h
+
+
+def test_a_mask_tells_the_lengths() -> None:
+    torch.manual_seed(0)
+    layer, x, lengths = Masked(3, 4, batch_first=True), torch.randn(8, 30, 3), torch.arange(23, 31)
+    mask = torch.arange(30) < lengths.unsqueeze(1)
+    callback = measured(Loop(lambda model, x: model.rnn(x, mask)[0], rnn=layer), x)
+    plain = nn.GRU(3, 4, batch_first=True)
+    plain.load_state_dict(layer.state_dict())
+    exact = lyapunov_spectrum(plain, nn.utils.rnn.pack_padded_sequence(x, lengths, True, enforce_sorted=False))
+    assert callback.spectrum is not None
+    torch.testing.assert_close(callback.spectrum.exponents, exact.exponents, rtol=0, atol=1e-9)

@@ -14,7 +14,6 @@ import re
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -325,12 +324,17 @@ def read_calls(
     """
     batches = _of_one_layout([[raw for raw in batch if raw.rows] for batch in batches])
     convention = _convention(module, batches)
-    other = _with_rows_further_back(batches)
-    if other is not None and not _rows_are_apart(module, convention, batches):
-        with suppress(ValueError):
-            turned = _convention(module, other)
-            if _rows_are_apart(module, turned, other):
-                convention, batches = turned, other
+    if adapter is None and (apart := _rows_are_apart(module, convention, batches)) is not True:
+        other = _with_rows_further_back(batches)
+        turned = None if other is None else _convention(module, other)
+        if other is not None and turned is not None and _rows_are_apart(module, turned, other):
+            convention, batches = turned, other
+        elif apart is False:
+            raise ValueError(
+                f"{class_name(module)}: rows act on each other, as a row by itself makes another step than beside the "
+                "others. Each row must be a sequence of its own: give a step in which they are, module={'name': step}, "
+                "step(module, x, state) -> state."
+            )
     own = adapter if isinstance(adapter, ByFunction) else convention
     calls: list[list[Call]] = []
     made_is_zeros: bool | None = None
@@ -391,26 +395,40 @@ def _with_rows_further_back(batches: list[list[RawCall]]) -> list[list[RawCall]]
     return other if found else None
 
 
-def _rows_are_apart(module: nn.Module, convention: Recognised, batches: list[list[RawCall]]) -> bool:
-    """Whether a row by itself makes the step that it makes beside the others: else rows were taken on a wrong axis."""
-    read = (convention.call_of(raw) for batch in batches for raw in batch)
+def _rows_are_apart(module: nn.Module, convention: Recognised, batches: list[list[RawCall]]) -> bool | None:
+    """Whether a row by itself makes the step that it makes beside the others; None where there is no telling.
+
+    If not, they act on each other, or were taken on a wrong axis.
+    """
+    # Of a late one: many begin at zeros, where nothing shows.
+    read = (convention.call_of(raw) for batch in batches for raw in reversed(batch))
     call = next((call for call in read if call is not None and call.before is not None), None)
     if call is None or call.before is None or len(call.lengths) < 2:
         return True
     x, before = call.inputs[0], call.before
 
-    def steps() -> list[Sequence[Tensor]]:
-        made = [convention.step(module, x[rows], _state(tuple(p[rows] for p in before), convention)) for rows in parts]
-        return [as_parts(state) for state in made]
+    def step(rows: slice, others: float = 1.0) -> Sequence[Tensor]:
+        factor = torch.full((len(x),), others, device=x.device)
+        factor[0] = 1.0
+        parts = tuple((part * factor.to(part).view(-1, *[1] * (part.dim() - 1)))[rows] for part in before)
+        return as_parts(convention.step(module, x[rows], _state(parts, convention)))
 
-    parts = slice(None), slice(1)
+    every = slice(None)
     try:
-        together, alone = undisturbed(module, steps)
-    except Exception:  # the cell is the user's: of other rows than it was given anything may come
+        together, again, beside = undisturbed(module, lambda: [step(every), step(every), step(every, 0.5)])
+    except Exception:  # the cell is the user's: anything may come out of it
+        return None
+    if not all(map(_are_close, together, again)):
+        return True  # it draws at random
+    if not all(_are_close(one[:1], two[:1]) for one, two in zip(together, beside, strict=True)):
         return False
-    return all(
-        one[:1].shape == two.shape and _are_close(one[:1], two) for one, two in zip(together, alone, strict=True)
-    )
+    try:
+        alone = undisturbed(module, lambda: step(slice(1)))
+    except Exception:  # it may hold something for each of the rows that it was given
+        return None
+    if any(one[:1].shape != two.shape for one, two in zip(together, alone, strict=True)):
+        return None
+    return all(_are_close(one[:1], two) for one, two in zip(together, alone, strict=True))
 
 
 def _are_close(one: Tensor, two: Tensor) -> bool:

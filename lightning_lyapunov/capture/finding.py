@@ -62,6 +62,8 @@ def find(model: nn.Module, names: Names | None = None) -> tuple[dict[str, Found]
     named = model.named_modules(remove_duplicate=names is None)
     modules = {_shown(name): module for name, module in named if not _is_wrapper(module)}
     compiled = {part for module in model.modules() if _is_compiled(module) for part in module.modules()}
+    if any(_has_compiled_functions(module) for module in model.modules()):
+        compiled = set(model.modules())  # nobody can tell what these call
     if names is not None:
         chosen = _named(modules, names)
         return {name: replace(one, is_compiled=one.module in compiled) for name, one in chosen.items()}, []
@@ -81,7 +83,7 @@ def find(model: nn.Module, names: Names | None = None) -> tuple[dict[str, Found]
             inside.update(module.modules())
         elif isinstance(module, nn.RNNBase | nn.RNNCellBase):
             if family_of(module) is not None or getattr(module, "mode", None) in MODES:
-                found[name] = Found(module)
+                found[name] = Found(module, None, module in compiled)
                 # Torch's layers and cells inside it may well be what it runs, if it takes other steps than torch's.
                 own = [part for part in module.modules() if part is not module and _is_own(part)]
                 inside.update(inner for part in own for inner in part.modules())
@@ -159,6 +161,11 @@ def _shown(name: str) -> str:
 def _is_compiled(module: nn.Module) -> bool:
     whole = getattr(module, "_compiler_ctx", None)  # that Lightning was given a compiled module
     return _is_wrapper(module) or getattr(module, "_compiled_call_impl", None) is not None or whole is not None
+
+
+def _has_compiled_functions(module: nn.Module) -> bool:
+    own = [*vars(module).values(), *(value for kind in type(module).__mro__ for value in vars(kind).values())]
+    return any(hasattr(value, "_torchdynamo_orig_callable") for value in own if callable(value))
 
 
 def _is_wrapper(module: nn.Module) -> bool:

@@ -22,6 +22,8 @@ SHARED = 0.25
 """Share of the entries of two rows that must be nonzero in both, and equal, for dropout to have made both of one."""
 NEAR = 0.1
 """Share of its variance by which a row may differ from itself when it comes again after an update."""
+LOST = 0.01
+"""Share of them that must be zero in the one and not in the other, and the other way round."""
 DISTINCT = 8
 """More values than these a row must hold to be known again after dropout: rows of zeros and ones look alike."""
 
@@ -34,6 +36,8 @@ class Kept(Call):
     """(B,) steps of each row, those included that were not kept."""
     turn: int = 0
     """Which part of the batch it belongs to: an optimiser may have made a step before it."""
+    is_training: bool = False
+    """Whether the layer was in training mode."""
     is_again: bool = False
     """Whether such parts are passes over the same rows for certain; else their values tell."""
 
@@ -197,21 +201,34 @@ def _once_each(threads: list[Thread]) -> list[Thread]:
 
 
 def _without_twins(threads: list[Thread]) -> list[Thread]:
-    """The last of those that are one row dropped out several times: equal wherever neither is zero."""
-    groups: dict[tuple[int, ...], list[Thread]] = defaultdict(list)
+    """Without those of a call in training all rows of which come again in a later one, dropped out differently."""
+    by_call: dict[int, list[Thread]] = defaultdict(list)
     for thread in threads:
-        groups[(thread.total, *thread.inputs.shape)].append(thread)
-    twins: set[int] = set()
-    for group in groups.values():
-        rows = torch.stack([thread.inputs.flatten() for thread in group])
-        if len(group) < 2 or not rows.is_floating_point():
-            continue
-        filled = rows != 0
-        shared = filled.double() @ filled.double().mT
-        same = torch.stack([((rows == row) & filled).sum(1) for row in rows])
-        again = ((same == shared) & (shared >= SHARED * rows.shape[1])).triu(1).any(1).tolist()
-        twins |= {id(group[i]) for i, is_again in enumerate(again) if is_again and len(rows[i].unique()) > DISTINCT}
+        by_call[id(thread.pieces[0][0])].append(thread)
+    groups = list(by_call.values())
+    twins = {
+        id(thread)
+        for i, group in enumerate(groups)
+        if any(_are_twins(group, later) for later in groups[i + 1 :])
+        for thread in group
+    }
     return [thread for thread in threads if id(thread) not in twins]
+
+
+def _are_twins(group: list[Thread], later: list[Thread]) -> bool:
+    """Whether rows are equal wherever neither is zero, and each has zeros where the other has none."""
+    if [t.row for t in group] != [t.row for t in later] or not group[0].pieces[0][0].is_training:
+        return False
+    for one, other in zip(group, later, strict=True):
+        x, y = one.inputs, other.inputs
+        if x.shape != y.shape or not x.is_floating_point():
+            return False
+        both = (x != 0) & (y != 0)
+        lost = min(int(((x == 0) & (y != 0)).sum()), int(((x != 0) & (y == 0)).sum()))
+        is_much = int(both.sum()) >= SHARED * x.numel() and lost >= LOST * x.numel()
+        if not is_much or not torch.equal(x[both], y[both]) or len(x[both].unique()) <= DISTINCT:
+            return False
+    return True
 
 
 def _are_near(one: Thread, other: Thread) -> bool:

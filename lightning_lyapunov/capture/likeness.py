@@ -111,6 +111,10 @@ def state_and_lengths(arguments: Mapping[str, Any]) -> tuple[Any, Any]:
     others = list(arguments.items())[1:]
     states = [value for name, value in others if STATE.fullmatch(name) and isinstance(value, Tensor | tuple | list)]
     lengths = [value for name, value in others if "len" in name and isinstance(value, Tensor | tuple | list)]
+    masks = [value for name, value in others if "mask" in name and isinstance(value, Tensor) and value.dim() == 2]
+    if masks and not lengths:  # ones, then zeros: what is padding
+        mask = masks[0].bool()
+        lengths = [mask.sum(1)] if torch.equal(mask, mask.long().cummin(1).values.bool()) else []
     state = None if not states else states[0] if len(states) == 1 else tuple(states)
     return state, lengths[0] if lengths else None
 

@@ -134,14 +134,18 @@ class _Batch:
 class _Tail:
     """How far rows go on after the last call that was kept: counted where they are, without a look from the host."""
 
-    def __init__(self, last: Kept) -> None:
-        self.last = last
+    def __init__(self, last: Kept, is_plain: bool) -> None:
+        self.last, self.is_plain = last, is_plain
+        self.count = 0
         self.state = _flat(last.after)
         self._goes_on = torch.ones(last.rows, dtype=torch.bool, device=self.state.device)
         self.steps = torch.zeros(last.rows, dtype=torch.long, device=self.state.device)
 
     def note(self, call: Call) -> None:
         """Count a call that is not kept."""
+        self.count += 0 if call.before is None else call.inputs.shape[0]
+        if self.is_plain:
+            return
         if call.before is None:
             self._goes_on.zero_()
             return
@@ -196,6 +200,7 @@ class Probe:
         self.layer, self._is_compiled = layer, is_compiled
         self.num_sequences, self.num_steps = num_sequences, num_steps
         self.seconds = 0.0
+        self._are_tails_plain = False
         self._is_paused = False
         self._adapter = self._given = adapter
         is_scripted = isinstance(layer, torch.jit.ScriptModule)  # which takes no hooks, but can be watched
@@ -206,6 +211,8 @@ class Probe:
         self._read = self._reader()
         self._signature = signature_of(layer)
         self._is_scripted = is_scripted
+        own = self._is_layer and not self._is_foreign
+        self._hook = (_UncompiledHook if own else _Hook)(self)  # one for good: another would be compiled anew
         self._handle: Any = None
         if is_compiled:
             self._watch()  # for good: what is compiled without a hook does not call one later
@@ -282,9 +289,7 @@ class Probe:
     def _watch(self) -> None:
         """Put the hook on the layer: only while a batch is recorded, as others may copy, save or export the model."""
         if self._handle is None and not self._is_scripted:
-            own = self._is_layer and not self._is_foreign
-            hook = (_UncompiledHook if own else _Hook)(self)
-            self._handle = self.layer.register_forward_hook(hook, with_kwargs=True)
+            self._handle = self.layer.register_forward_hook(self._hook, with_kwargs=True)
 
     def pause(self) -> None:
         """Let calls pass for now, as those that a measurement makes; the layer is as it was found."""
@@ -353,7 +358,7 @@ class Probe:
             batch.begin_anew()
         if not self._has_room(batch, call):
             if not batch.is_in_tail:
-                batch.tails.append(_Tail(batch.calls[-1]))
+                batch.tails.append(_Tail(batch.calls[-1], self._are_tails_plain))
                 batch.is_in_tail = True
             batch.tails[-1].note(call)
             return
@@ -402,7 +407,7 @@ class Probe:
         assert after is not None
         lengths = call.lengths[rows]
         kept = lengths.clamp(max=len(inputs))
-        return Kept(inputs, kept, before, after, lengths.tolist(), batch.turn, batch.is_again)
+        return Kept(inputs, kept, before, after, lengths.tolist(), batch.turn, self.layer.training, batch.is_again)
 
     def _note_weights(self, kept: Kept, output: Any) -> None:
         """Keep what tells later with which weights the layer ran, and whether as torch's would."""
@@ -554,6 +559,11 @@ class Probe:
         call, row = thread.pieces[0]
         if not call.after and self._is_foreign and self._given is None:
             return dimension_of(self.layer)  # type: ignore[arg-type]
+        if not call.after and self._is_layer:
+            raise ValueError(
+                f"{class_name(self.layer)} returns no state, so that of its step is not known: give an Adapter that "
+                "reads its calls, module={'name': adapter}."
+            )
         if not call.after:
             return int(self.system(self.layer).dimension(inputs))
         return sum(part[row].numel() for part in call.after)
@@ -561,7 +571,10 @@ class Probe:
     def _calls_of(self, batch: _Batch) -> list[Kept]:
         """The calls of a batch, all the steps that followed counted in."""
         for tail in batch.tails:
-            more = tail.steps.tolist()
+            plain = [tail.count] * tail.last.rows
+            more = plain if tail.is_plain else tail.steps.tolist()
+            # Where all rows went on to the end, calls are merely counted from then on: following them takes time.
+            self._are_tails_plain = more == plain
             tail.last.totals[:] = [total + n for total, n in zip(tail.last.totals, more, strict=True)]
         batch.tails.clear()
         return batch.calls
@@ -574,7 +587,17 @@ class Probe:
         is_single = isinstance(self._adapter, Recognised) and self._adapter.is_single
         for (batch, turn), calls in zip(turns, read, strict=True):
             kept = [
-                Kept(c.inputs, c.lengths, c.before, c.after, c.lengths.tolist(), turn, batch.is_again) for c in calls
+                Kept(
+                    c.inputs,
+                    c.lengths,
+                    c.before,
+                    c.after,
+                    c.lengths.tolist(),
+                    turn,
+                    self.layer.training,
+                    batch.is_again,
+                )
+                for c in calls
             ]
             batch.calls += kept
             batch.raw = [(of, raw) for of, raw in batch.raw if of != turn]

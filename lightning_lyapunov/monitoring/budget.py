@@ -235,8 +235,10 @@ class Budget:
         Returns:
             A plan; None where nothing fits, and nothing is promised.
         """
-        if self.share is None or not self.costs:
+        if self.share is None:
             return whole
+        if not self.costs:  # a pilot tells; one that fails again and again is not tried for ever
+            return whole if promised or self.spent < self.allowed(trained, progress) else None
         if not promised:
             # Room for the promised last one, of the same size, is left, and for the last pictures: up to a half, or
             # those would leave nothing to draw in a short run.

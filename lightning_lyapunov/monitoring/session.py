@@ -272,7 +272,8 @@ class Session:
         spectrum, seen = self.spectrum, self.layers.seen
         assert spectrum is not None and seen is not None
         parts = spectrum.layers.values()
-        steps, transient = max((part.steps + part.transient, part.transient) for part in parts)
+        steps = min(plan.steps, whole.steps)
+        transient = min(max(part.transient for part in parts), steps)
         fewer = extent(
             sequences=spectrum.sequences,
             steps=steps,
@@ -294,6 +295,7 @@ class Session:
                 epoch=epoch,
                 metrics=figures,
                 length=seen.longest,
+                steps=steps,
                 source=f"partial {seen.source}" if is_partial else seen.source,
                 seen=seen.sequences,
                 fewer=fewer,

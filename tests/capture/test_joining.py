@@ -121,7 +121,7 @@ def test_of_two_passes_the_later_counts() -> None:
     x, y = noise(5, ROWS, WIDTH), noise(5, ROWS, WIDTH, seed=1)  # the layers below have learnt in between
     loops = loop(x, lambda t, old, new: new), loop(y, lambda t, old, new: new)
     first, then = [
-        [Kept(c.inputs, c.lengths, c.before, c.after, c.totals, turn, True) for c in calls]
+        [Kept(c.inputs, c.lengths, c.before, c.after, c.totals, turn, False, True) for c in calls]
         for turn, calls in enumerate(loops)
     ]
     assert rows_of([*first, *then]) == expected(*y.unbind(1))
@@ -144,21 +144,35 @@ def test_a_chain_of_passes_is_one_sequence(x: Tensor) -> None:
     assert rows_of(cut) == expected(*x.unbind(1))
 
 
+def in_training(x: Tensor) -> Kept:
+    steps, rows = x.shape[:2]
+    return Kept(x, torch.full((rows,), steps), None, (x[-1],), [steps] * rows, is_training=True)
+
+
 def test_dropped_out_twice_is_one_row() -> None:
     x = noise(20, ROWS, 8)
     one, other = ((noise(20, ROWS, 8, seed=seed) > -0.5) * x / 0.7 for seed in (1, 2))
-    calls = [whole(one), whole(other)]
-    assert rows_of(calls) == expected(*other.unbind(1))
-    assert rows_of([whole(x), whole(noise(20, ROWS, 8, seed=3))]) == expected(
-        *x.unbind(1), *noise(20, ROWS, 8, seed=3).unbind(1)
-    )
+    assert rows_of([in_training(one), in_training(other)]) == expected(*other.unbind(1))
+    assert len(join([whole(one), whole(other)], 99)) == 2 * ROWS  # without dropout they are what they are
+    y = noise(20, ROWS, 8, seed=3)
+    assert rows_of([in_training(x), in_training(y)]) == expected(*x.unbind(1), *y.unbind(1))
 
 
-def test_dropped_out_twice_in_one_call_is_one_row() -> None:
-    """R-Drop as its authors do it: the batch twice, one behind the other."""
-    x = noise(20, ROWS, 8).repeat(1, 2, 1)
-    dropped = (noise(20, 2 * ROWS, 8, seed=1) > -0.5) * x / 0.7
-    assert rows_of([whole(dropped)]) == expected(*dropped[:, ROWS:].unbind(1))
+@pytest.mark.parametrize("days", [0.02, 0.1, 0.3])
+def test_series_with_a_calendar_in_common_are_different_series(days: float) -> None:
+    """Intermittent demand: mostly zeros, beside covariates that all series share."""
+    calendar, demand = noise(28, 1, 5).expand(-1, 16, -1), noise(28, 16, 1, seed=1)
+    sold = torch.rand(28, 16, 1, generator=torch.Generator().manual_seed(2)) < days
+    x = torch.cat([calendar, demand * sold], 2)
+    different = len({tuple(row.flatten().tolist()) for row in x.unbind(1)})  # those that sold nothing are the same
+    assert len(without_doubles(join([in_training(x)], 99))) == different > 8
+
+
+def test_windows_that_are_padded_with_zeros_are_different_sequences() -> None:
+    x = noise(40, 4, 3).repeat(1, 4, 1)
+    for i, length in enumerate((15, 22, 30, 40)):
+        x[: 40 - length, 4 * i : 4 * i + 4] = 0
+    assert len(join([in_training(x)], 99)) == 16
 
 
 def test_rows_that_are_held_at_first_do_not_begin_anew(x: Tensor) -> None:

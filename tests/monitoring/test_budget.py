@@ -354,3 +354,18 @@ def test_a_checkpoint_of_another_version_is_used_as_far_as_it_goes(state: dict[s
     assert budget.load_state_dict(state)
     assert budget.spent == 0.0
     assert set(budget.costs) == ({Plan(4, 8, 32)} if state else set())
+
+
+def test_pilots_that_fail_again_and_again_are_given_up() -> None:
+    budget, tried = Budget(0.03), 0
+    for _ in range(100):
+        plan = budget.choose(WHOLE, 1.0, progress=0.5)
+        if plan is None:
+            break
+        pilot = budget.pilot(plan)
+        assert pilot is not None
+        with pytest.raises(ValueError, match="states"), budget.measuring(pilot):
+            raise ValueError("the states overflow")
+        budget.charge(0.3, "measuring")  # which it took
+        tried += 1
+    assert 2 <= tried <= 5
