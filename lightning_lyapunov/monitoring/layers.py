@@ -95,6 +95,7 @@ class Layers:
             for name, layer in found.items()
         }
         self._frames: dict[str, Frames] = {}
+        self._pauses = 0
         self.seen: Seen | None = None
 
     def remove(self) -> None:
@@ -158,7 +159,7 @@ class Layers:
     def recorded(self, preferred: Source) -> tuple[int, int]:
         """How many sequences this rank could measure, of the layer with the most, and steps of the longest."""
         counts = [(1, 1)]
-        with self._paused():
+        with self.paused():
             for name in self._probes:
                 with suppress(Exception):  # what is amiss is said when it is measured
                     inputs, _, _ = self._probe(name, preferred).sequences()
@@ -184,7 +185,7 @@ class Layers:
         Raises:
             ValueError: If it cannot be done, on all ranks alike.
         """
-        with self._paused():
+        with self.paused():
             return self._spectrum(ranks, preferred, plan, settings, warm_start)
 
     def _spectrum(
@@ -229,15 +230,19 @@ class Layers:
         return union_of_layers(tallies, None if is_complete else plan.k)
 
     @contextmanager
-    def _paused(self) -> Iterator[None]:
-        """Record nothing meanwhile: a measurement may call the cells that are watched."""
-        for probe in self._all_probes():
-            probe.pause()
+    def paused(self) -> Iterator[None]:
+        """Record nothing meanwhile; the layers are as they were found, for a measurement to look at and to call."""
+        if not self._pauses:
+            for probe in self._all_probes():
+                probe.pause()
+        self._pauses += 1
         try:
             yield
         finally:
-            for probe in self._all_probes():
-                probe.go_on()
+            self._pauses -= 1
+            if not self._pauses:
+                for probe in self._all_probes():
+                    probe.go_on()
 
     def _offer(self, ranks: Ranks, preferred: Source, plan: Plan) -> tuple[_Offer, dict[str, _Recorded]]:
         """What this rank could measure, and what it recorded, by layer."""

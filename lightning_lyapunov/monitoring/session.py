@@ -159,8 +159,15 @@ class Session:
             The figures by name, the same on all ranks; None if there is no room for it, or it could not be done.
         """
         self._count_recording()
+        with self.layers.paused():
+            return self._measure(_Moment(step, promised, progress), epoch, source, is_partial, performance)
+
+    def _measure(
+        self, moment: _Moment, epoch: int, source: Source, is_partial: bool, performance: float | None
+    ) -> dict[str, float] | None:
+        step = moment.step
         self.was_skipped = False
-        self._moment = _Moment(step, promised, progress)
+        self._moment = moment
         try:
             whole = self._whole(source)
             plan = self._measure_within(whole, source)
@@ -303,15 +310,6 @@ class Session:
                 reached=performance,
             )
         )
-
-    def note_overhead(self) -> float | None:
-        """Put what all of it took, the last pictures and the report too, into the last measurement; the share."""
-        self._count_recording()
-        trained = self.clock.trained
-        overhead = self._ranks.from_first(self.budget.spent / trained if trained > 0 else None)
-        if overhead is not None and len(self.history) and "overhead" in self.history[-1].metrics:
-            self.history[-1].metrics["overhead"] = overhead
-        return overhead
 
     # ---------------------------------------------------------------- telling
 

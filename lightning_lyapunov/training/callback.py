@@ -23,7 +23,6 @@ from lightning_lyapunov.monitoring.notices import Notices
 from lightning_lyapunov.monitoring.options import Options
 from lightning_lyapunov.monitoring.session import Session, warn_of_failure
 from lightning_lyapunov.monitoring.sharding import why_not
-from lightning_lyapunov.names import key_of
 from lightning_lyapunov.reading.history import History
 from lightning_lyapunov.training.logging import log_figures, logging_step
 from lightning_lyapunov.training.performance import Performance
@@ -229,6 +228,11 @@ class LyapunovSpectrumCallback(pl.Callback):
         """What was measured in the last fit; of those before it :attr:`History.earlier`."""
         return self._history
 
+    @property
+    def overhead(self) -> float:
+        """Share of the training time that all of it took so far, at the end the last pictures and the report too."""
+        return self._budget.spent / trained if (trained := self._clock.trained) > 0 else 0.0
+
     # ---------------------------------------------------------------- being a guest
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -403,9 +407,6 @@ class LyapunovSpectrumCallback(pl.Callback):
         if trainer.is_global_zero and len(self._history):
             session.end_logging(trainer.loggers, self._logged_at)
         self._write_report(trainer)
-        overhead = session.note_overhead()
-        if overhead is not None and (key := key_of("overhead", self.prefix)) in trainer.callback_metrics:
-            trainer.callback_metrics[key] = torch.tensor(overhead)
 
     # ---------------------------------------------------------------- measuring
 

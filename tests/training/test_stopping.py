@@ -239,7 +239,8 @@ def through_torch(stopper: LyapunovEarlyStopping) -> Any:
     torch.save({"callback": stopper}, buffer := io.BytesIO())
     buffer.seek(0)
     asked = torch.serialization.get_unsafe_globals_in_checkpoint(buffer)
-    assert asked == [f"{type(stopper).__module__}.{type(stopper).__name__}"]
+    # The class of ours is allowed as the package is imported; that of a subclass is all that is asked for.
+    assert set(asked) <= {f"{type(stopper).__module__}.{type(stopper).__name__}"}
     buffer.seek(0)
     with torch.serialization.safe_globals([type(stopper)]):
         return torch.load(buffer, weights_only=True)["callback"]
