@@ -56,21 +56,30 @@ def _layout(prefix: str, names: Sequence[str] = tuple(QUANTITIES)) -> dict[str, 
     """
     interval = ("aelle/performance", "aelle/performance_low", "aelle/performance_high")
     title = "Lyapunov" if prefix == "lyapunov" else f"Lyapunov: {prefix}"
+
+    def titled(*about: str) -> str:
+        told = [name for name in about if name in names] or list(about)
+        unit = QUANTITIES[told[0]].unit
+        return ", ".join(QUANTITIES[name].title for name in told) + (f" ({unit})" if unit else "")
+
+    ends = [word for word, name in _ENDS.items() if f"aelle/{name}" in names]
     pages = {
         title: {
-            f"{_about('max')}: above 0 chaos, where settled": ("max", OF_A_LAYER),
-            f"{_about('gradient_gain')} over a sequence, and at most": ("gradient_gain", "gradient_growth"),
-            _about("near_zero_fraction", "unstable_fraction"): ("near_zero_fraction", "unstable_fraction"),
-            f"{_about('gradient_horizon')}: a gradient changes e-fold": ("gradient_horizon",),
-            _about("kaplan_yorke_dimension"): ("kaplan_yorke_dimension",),
-            _about("trusted_fraction", "settled_fraction", "overhead"): (
+            f"{titled('max')}: above 0 chaos, where settled": ("max", OF_A_LAYER),
+            f"{titled('gradient_gain')} over a sequence, and at most": ("gradient_gain", "gradient_growth"),
+            titled("near_zero_fraction", "unstable_fraction"): ("near_zero_fraction", "unstable_fraction"),
+            f"{titled('gradient_horizon')}: a gradient changes e-fold": ("gradient_horizon",),
+            titled("kaplan_yorke_dimension"): ("kaplan_yorke_dimension",),
+            titled("trusted_fraction", "settled_fraction", "overhead"): (
                 *("trusted_fraction", "settled_fraction", "overhead"),
             ),
         },
         f"{title}: prediction": {
             "final skill and its 80 % interval": interval,
-            "final skill with and without the spectrum": ("aelle/performance", "aelle/baseline"),
-            "fails, takes off, ends stable": (
+            "final skill" + " with and without the spectrum" * ("aelle/baseline" in names): (
+                *("aelle/performance", "aelle/baseline"),
+            ),
+            ", ".join(ends): (
                 *("aelle/failure_probability", "aelle/takeoff_probability", "aelle/ends_stable_probability"),
             ),
             "familiarity: below 0.3 the others are a guess": ("aelle/familiarity",),
@@ -88,9 +97,8 @@ def _layout(prefix: str, names: Sequence[str] = tuple(QUANTITIES)) -> dict[str, 
     return layout
 
 
-def _about(*names: str) -> str:
-    unit = QUANTITIES[names[0]].unit
-    return ", ".join(QUANTITIES[name].title for name in names) + (f" ({unit})" if unit else "")
+_ENDS = {"fails": "failure_probability", "takes off": "takeoff_probability", "ends stable": "ends_stable_probability"}
+"""How a run may end, in words, and the probability of it."""
 
 
 def log_measurement(
