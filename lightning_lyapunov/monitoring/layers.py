@@ -7,7 +7,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
-import torch
 from torch import nn
 
 from lightning_lyapunov.capture.finding import Names, find
@@ -151,14 +150,6 @@ class Layers:
     def measured(self) -> list[nn.Module]:
         """Those that inputs have reached on this rank."""
         return [probes["validation"].layer for name, probes in self._probes.items() if self._has_recorded(name)]
-
-    @property
-    def weights(self) -> float:
-        """A number that is another one, but by an odd chance, where the weights of a layer are others."""
-        parts = [
-            p.detach().double().abs().sum() for probe in self._all_probes("training") for p in probe.layer.parameters()
-        ]
-        return float(torch.stack(parts).sum()) if parts else 0.0
 
     @property
     def largest_state(self) -> int:

@@ -215,7 +215,7 @@ class LyapunovSpectrumCallback(pl.Callback):
         self._performance: Performance | None = None
         self.spectrum: LyapunovSpectrum | None = None
         self.score: AeLLEScore | None = None
-        self._batch_began = self._weights = 0.0
+        self._batch_began = 0.0
         self._logged_at = 0  # place of the last measurement on the loggers' axis
         self._has_warned_of_skip = False
 
@@ -402,9 +402,7 @@ class LyapunovSpectrumCallback(pl.Callback):
         session = self._session
         if session is None:
             return
-        # Weights may be others without an update: averaged ones are put in place at the end.
-        has_moved = self._schedule.has_moved(trainer) or session.layers.weights != self._weights
-        if has_moved and session.has_recorded():
+        if self._schedule.has_moved(trainer) and session.has_recorded():
             self._measure_and_log(session, trainer, pl_module, "end")
         if trainer.is_global_zero and len(self._history):
             session.end_logging(trainer.loggers, self._logged_at)
@@ -437,7 +435,6 @@ class LyapunovSpectrumCallback(pl.Callback):
                     warn_of_skip(trainer, self)
             return
         self._schedule.note(trainer)
-        self._weights = session.layers.weights
         if figures is None:
             return
         self.spectrum, self.score = session.spectrum, session.scoring.score

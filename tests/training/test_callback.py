@@ -13,7 +13,6 @@ import pytest
 import torch
 from fits import Leaky, Looped, Manual, Recorder, Regressor, loader, trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import callbacks as of_lightning
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 
@@ -370,17 +369,6 @@ def test_the_overhead_at_the_end_counts_the_last_pictures_and_the_report(tmp_pat
     assert ours.overhead == pytest.approx(sum(spent.values()) / ours._clock.trained, rel=0.3)
     assert ours.overhead > ours.history[-1].metrics["overhead"]  # which was logged before the last pictures
     assert float(fit.callback_metrics["lyapunov/overhead"]) == pytest.approx(ours.history[-1].metrics["overhead"])
-
-
-def test_averaged_weights_that_are_put_in_place_at_the_end_are_measured() -> None:
-    """Oracle: the spectrum by hand of the model as the fit leaves it."""
-    model, ours = Regressor(), measure_always(k=None)
-    averaging = of_lightning.StochasticWeightAveraging(swa_lrs=0.05, swa_epoch_start=1)
-    trainer(averaging, ours, max_epochs=4).fit(model, loader(), loader())
-    x = torch.cat([batch[0] for batch in loader()])[:16]
-    exact = lyapunov_spectrum(model.rnn, x)
-    assert torch.allclose(ours.spectrum.exponents, exact.exponents, rtol=0, atol=1e-9)
-    assert ours.history[-1].step == ours.history[-2].step  # of other weights after as many updates
 
 
 def test_a_barebones_run_is_left_alone() -> None:
