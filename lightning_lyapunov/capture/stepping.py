@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from lightning_lyapunov.capture.calls import Adapter
 from lightning_lyapunov.engine.maps.cell import Cell, State
+from lightning_lyapunov.engine.maps.weights import Holder
 
 T = TypeVar("T", bound=nn.Module)
 OnCall: TypeAlias = "Callable[[tuple[Any, ...], dict[str, Any], Any], None]"
@@ -43,7 +44,7 @@ def undisturbed(module: nn.Module, function: Callable[[], Any]) -> Any:
         with _attributes_kept(parts):
             module.eval()
             buffers = {f"module.{name}": buffer.clone() for name, buffer in module.named_buffers()}
-            return functional_call(_Holder(module), buffers, (function,))
+            return functional_call(Holder(module), buffers, (function,))
 
 
 def twin(module: T, **attributes: Any) -> T:
@@ -74,17 +75,6 @@ def _attributes_kept(parts: Sequence[nn.Module]) -> Iterator[None]:
         for part, attributes in found:
             vars(part).clear()
             vars(part).update(attributes)
-
-
-class _Holder(nn.Module):
-    """Calls a function while the buffers of a module are swapped for copies."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, function: Callable[[], Any]) -> Any:
-        return function()
 
 
 class Adapted(nn.Module):

@@ -545,7 +545,7 @@ def test_a_cell_that_writes_to_its_buffers_leaves_those_of_the_user_alone() -> N
     followed = Followed.of("counting")
     followed.map.jacobians(followed.factors)
     assert int(followed.cell.steps) == 0
-    assert int(followed.map._tensors["cell.steps"]) == STEPS  # those of the trajectory, and none for its derivative
+    assert int(followed.map._tensors["module.steps"]) == STEPS  # those of the trajectory, and none for its derivative
 
 
 @pytest.mark.parametrize("draw", [lambda: torch.randn(()).double(), random.random], ids=["torch", "python"])

@@ -24,7 +24,7 @@ from torch.nn.functional import logsigmoid, silu, softplus
 from lightning_lyapunov.capture.calls import Adapter, Call
 from lightning_lyapunov.engine.diagonal import DiagonalSystem
 from lightning_lyapunov.engine.maps.cell import State
-from lightning_lyapunov.engine.maps.weights import cast_tensors
+from lightning_lyapunov.engine.maps.weights import Holder, cast_tensors
 from lightning_lyapunov.engine.precision import widest_dtype
 
 
@@ -102,7 +102,7 @@ class Scan(Adapter):
     def log_rates(self, module: nn.Module, inputs: Tensor) -> Tensor:
         r""":math:`\ln |a|` ``(T, B, C)`` for inputs ``(T, B, ...)``, by the weights as they are now, in float64."""
         dtype = widest_dtype(inputs.device)
-        holder = _Holder(module)
+        holder = Holder(module)
         x = inputs.to(dtype) if inputs.is_floating_point() else inputs
         return functional_call(holder, cast_tensors(holder, dtype), (partial(self.log_gates, module, x),))
 
@@ -118,18 +118,6 @@ class Scan(Adapter):
 
 def _of(number: int | Callable[[Any], int] | None, module: nn.Module) -> int | None:
     return number(module) if callable(number) else number
-
-
-class _Holder(nn.Module):
-    """Calls a function while the tensors of a module are swapped for others."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, function: Callable[[], Tensor]) -> Tensor:
-        """What the function gives."""
-        return function()
 
 
 # ------------------------------------------------------------------ minimal recurrent networks

@@ -25,7 +25,7 @@ from torch.func import functional_call, jvp, vjp, vmap
 from lightning_lyapunov.engine.maps.base import Recurrence
 from lightning_lyapunov.engine.maps.changes import are_as_given, are_close, are_same, kept
 from lightning_lyapunov.engine.maps.forms import Factors
-from lightning_lyapunov.engine.maps.weights import cast, cast_tensors
+from lightning_lyapunov.engine.maps.weights import Holder, cast, cast_tensors
 
 State: TypeAlias = "Tensor | tuple[Tensor, ...]"
 Cell: TypeAlias = "Callable[[Tensor | None, State], State]"
@@ -56,7 +56,7 @@ class CellMap(Recurrence):
         self.sizes = [shape.numel() for shape in self.shapes]
         self.state_size, self.output_size = sum(self.sizes), self.sizes[0]
         self.castable = isinstance(cell, nn.Module)
-        self._holder = _Holder(cell) if isinstance(cell, nn.Module) else None
+        self._holder = Holder(cell) if isinstance(cell, nn.Module) else None
         self._tensors = cast_tensors(self._holder, dtype, detach) if self._holder is not None else {}
         self._casts: dict[torch.dtype, CellMap] = {}
         self.over_time: bool | None = None
@@ -174,7 +174,7 @@ class CellMap(Recurrence):
         return not (are_close(image, again) and are_same(before, after))
 
     def _modules(self) -> list[nn.Module]:
-        return [] if self._holder is None else list(self._holder.cell.modules())
+        return [] if self._holder is None else list(self._holder.module.modules())
 
     @contextmanager
     def _as_found(self) -> Iterator[dict[str, Tensor]]:
@@ -342,17 +342,6 @@ class CellMap(Recurrence):
             h = state.detach().clone().requires_grad_()
             image = self._step(h, drive)
         return _pull_each(image, h, cotangents)
-
-
-class _Holder(nn.Module):
-    """Calls a function while the tensors of a cell are swapped for others, which takes longer than a small step."""
-
-    def __init__(self, cell: nn.Module) -> None:
-        super().__init__()
-        self.cell = cell
-
-    def forward(self, function: Callable[[], Any]) -> Any:
-        return function()
 
 
 def as_parts(state: State) -> Sequence[Tensor]:

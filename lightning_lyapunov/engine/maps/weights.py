@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
@@ -32,6 +35,18 @@ def effective_weight(module: nn.Module, name: str, dtype: torch.dtype, detach: b
     if weight is None:
         return None
     return weight.detach().to(dtype) if detach else weight.to(dtype)
+
+
+class Holder(nn.Module):
+    """Calls a function while the tensors of a module are swapped for others, which takes longer than a small step."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, function: Callable[[], Any]) -> Any:
+        """What the function gives."""
+        return function()
 
 
 def cast_tensors(module: nn.Module, dtype: torch.dtype, detach: bool = True) -> dict[str, Tensor]:
