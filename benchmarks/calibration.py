@@ -30,7 +30,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from lightning_lyapunov.engine import measure as engine
+from lightning_lyapunov.engine import frames
 from lightning_lyapunov.engine.exponents import Counting, Meter
 from lightning_lyapunov.engine.frames import random_frames
 from lightning_lyapunov.engine.isolation import measuring
@@ -384,7 +384,7 @@ def share(those: Tensor) -> float:
 
 def spectra_of(groups: Sequence[Tally], k: int) -> Repeats:
     """Spectra of the leading k as a measurement with this k gives them, spare columns included."""
-    return Repeats.of([group.leading(min(k + engine.SPARE, group.log.shape[-1])).spectrum(k) for group in groups])
+    return Repeats.of([group.leading(min(k + frames.SPARE, group.log.shape[-1])).spectrum(k) for group in groups])
 
 
 def rows_of_groups(network: Network, plan: Plan, system: System, drive: Drive, truth: Tensor) -> Iterator[Row]:
@@ -421,7 +421,7 @@ def alone(system: System, inputs: Tensor, k: int) -> list[LyapunovSpectrum]:
     steps, count, _ = inputs.shape
     with measuring(system, inputs.device):
         (path,) = trajectories(system, inputs, None, None, None).values()
-        pushed = min(path.size, k + engine.SPARE)
+        pushed = min(path.size, k + frames.SPARE)
         transient = min(steps // 2, LONG_TRANSIENT)
         law = PrecisionLaw(path.dtype, None, may_narrow=path.can_narrow, limit=STRETCH, steps=steps - transient)
         # Rows as pieces of one sequence: blocks of time are then kept for each of them.
@@ -483,18 +483,18 @@ def check_alone(system: System, inputs: Tensor, k: int, ours: LyapunovSpectrum) 
 
 def rows_leading(plan: Plan, system: System, drive: Drive, size: int) -> Iterator[Row]:
     """The first k of a measurement of k against those of the whole spectrum, in standard errors of these."""
-    usual = engine.SPARE, engine.SPARE_OF_SHORT
+    usual = frames.SPARE, frames.SPARE_OF_SHORT
     for steps in LEADING_STEPS:
         for number in range(LEADING_BATCHES):
             inputs, start = drive(steps, LEADING_SEQUENCES, 31 * steps + number), Start(number * 1000)
             whole = spectrum_of(system, inputs, Settings(growth=0), start)
             for k in (k for k in EXPONENTS if k < size):
                 for spare, growth in [*((spare, 0) for spare in plan.spares), (2, None)]:
-                    engine.SPARE = engine.SPARE_OF_SHORT = spare
+                    frames.SPARE = frames.SPARE_OF_SHORT = spare
                     try:
                         led = spectrum_of(system, inputs, Settings(k=k, growth=growth), start)
                     finally:
-                        engine.SPARE, engine.SPARE_OF_SHORT = usual
+                        frames.SPARE, frames.SPARE_OF_SHORT = usual
                     off = ((led.exponents - whole.exponents[:k]) / whole.stderr[:k]).abs()
                     off = off[whole.exponents[:k].isfinite()]
                     if len(off):
@@ -663,7 +663,7 @@ def targets(records: Sequence[Row]) -> Iterator[Target]:
     leading = [row | {"network": one["name"]} for one in ordinary for row in one["leading"]]
     for growth in (False, True):
         for least, below, limit in ((6, 16, 0.3), (16, 10**9, 0.1)):
-            carried = engine.SPARE_OF_SHORT if below <= engine.SHORT and not growth else engine.SPARE
+            carried = frames.SPARE_OF_SHORT if below <= frames.SHORT and not growth else frames.SPARE
             here = leads(leading, carried, growth, least, below)
             until = "on" if below > 10**6 else f"below {below}"
             way = f"T from {least} {until}, growth {'on' if growth else 'off'}"

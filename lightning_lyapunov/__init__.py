@@ -4,12 +4,17 @@ from typing import TYPE_CHECKING
 
 from lightning_lyapunov.aelle import AeLLE, AeLLEScore, AeLLEScorer
 from lightning_lyapunov.capture.by_hand import lyapunov_spectrum
+from lightning_lyapunov.conditioning import Conditioning, condition
+from lightning_lyapunov.engine.differentiable import lyapunov_exponents, lyapunov_growth
 from lightning_lyapunov.engine.spectrum import LyapunovSpectrum
+from lightning_lyapunov.reading.distance import spectrum_distance
 from lightning_lyapunov.reading.features import kaplan_yorke_dimension, kolmogorov_sinai_entropy, spectrum_features
+from lightning_lyapunov.reading.times import predictability_time
 
 if TYPE_CHECKING:
     from lightning_lyapunov.monitoring.monitor import LyapunovMonitor
     from lightning_lyapunov.training.callback import LyapunovSpectrumCallback
+    from lightning_lyapunov.training.conditioning import LyapunovConditioning
     from lightning_lyapunov.training.stopping import LyapunovEarlyStopping
 
 __version__ = "0.1.0.dev0"
@@ -19,12 +24,20 @@ __all__ = [
     "LyapunovSpectrumCallback",
     "LyapunovEarlyStopping",
     "LyapunovMonitor",
+    "LyapunovConditioning",
     # by hand
     "LyapunovSpectrum",
     "lyapunov_spectrum",
     "kaplan_yorke_dimension",
     "kolmogorov_sinai_entropy",
     "spectrum_features",
+    "spectrum_distance",
+    "predictability_time",
+    # to act on
+    "Conditioning",
+    "condition",
+    "lyapunov_exponents",
+    "lyapunov_growth",
     # what it predicts
     "AeLLE",
     "AeLLEScore",
@@ -46,4 +59,8 @@ def __getattr__(name: str) -> object:
         from lightning_lyapunov.monitoring.monitor import LyapunovMonitor
 
         return LyapunovMonitor
+    if name == "LyapunovConditioning":
+        from lightning_lyapunov.training.conditioning import LyapunovConditioning
+
+        return LyapunovConditioning
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

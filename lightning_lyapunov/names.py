@@ -105,8 +105,8 @@ _TABLE = (
         "kaplan_yorke_dimension",
         "",
         "Kaplan–Yorke dimension",
-        "dimension of the attractor",
-        "far below the number of units: a smaller network may do",
+        "dimension of the attractor; 0 where all exponents are negative, whatever the network computes",
+        "compare chaotic networks, or reservoirs left to themselves; it does not say how many units a task needs",
     ),
     Quantity(
         "kolmogorov_sinai_entropy",
@@ -135,6 +135,30 @@ _TABLE = (
         "dead directions",
         "exponents below −100, which are logged as −100, dead directions (−∞) among them",
         "above 0: dead or saturated units",
+    ),
+    Quantity(
+        "closed_loop_max",
+        "nats/step",
+        "largest exponent in closed loop",
+        "with `closed_loop`, the largest exponent of the model fed with its own forecasts",
+        "compare with that of the data: far from it the model has not learnt the dynamics, however good its next "
+        "forecast. For runs: among the checkpoints of one it picks none better than the last",
+    ),
+    Quantity(
+        "closed_loop_error",
+        "nats/step",
+        "error of the largest exponent in closed loop",
+        "half-width of the 95 % bar of `closed_loop_max`",
+        "too wide to compare: a `closed_loop` that begins at more rows",
+    ),
+    Quantity(
+        "distance",
+        "",
+        "distance from the reference",
+        "with `reference`, how far the spectrum is from that of the reference after as many updates: root mean square "
+        "difference of e^λ, in order",
+        "how far pruning, or another change, moved the dynamics. "
+        "It does not choose among sparse runs: take their early loss",
     ),
     Quantity("seconds", "s", "seconds", "what the measurement took", "too much: fewer exponents, sequences or steps"),
     Quantity(
@@ -211,7 +235,9 @@ _TABLE = (
 
 QUANTITIES = {quantity.name: quantity for quantity in _TABLE}
 """All of them, by name; that of a layer under ``<layer>/max``."""
-MEASURED = tuple(name for name in QUANTITIES if "/" not in name)
+ON_REQUEST = ("closed_loop_max", "closed_loop_error", "distance")
+"""Names of what is measured only where an argument asks for it; loggers then get it by default."""
+MEASURED = tuple(name for name in QUANTITIES if "/" not in name and name not in ON_REQUEST)
 """Names of what is logged of every measurement."""
 SCORED = tuple(name for name in QUANTITIES if name.startswith("aelle/"))
 """Names of what is logged of every score."""
@@ -221,13 +247,13 @@ LOGGED = (
     *("max", "max_error", "gradient_growth", "gradient_gain", "near_zero_fraction"),
     *("aelle/performance", "aelle/failure_probability", "overhead"),
 )
-"""Names of what loggers get unless they are to get more."""
+"""Names of what loggers get unless they are to get more, beside what was asked for by an argument of its own."""
 OF_A_LAYER = "<layer>/max"
 """The name that those of all layers stand under."""
 RENAMED = {"aelle/stability": "aelle/ends_stable_probability"}
 """Names that some figures had before, by which they can still be asked for, and those that they have now."""
 Metrics = Literal["default", "all"] | Sequence[str]
-"""What loggers get: :data:`LOGGED`, everything, or what is named."""
+"""What loggers get: :data:`LOGGED` and :data:`ON_REQUEST`, everything, or what is named."""
 
 
 def key_of(name: str, prefix: str = "lyapunov") -> str:
@@ -274,7 +300,7 @@ def selection(metrics: Metrics, prefix: str = "lyapunov") -> tuple[str, ...]:
         ('max', 'aelle/ends_stable_probability')
     """
     if metrics == "default":
-        return LOGGED
+        return (*LOGGED, *ON_REQUEST)
     if metrics == "all":
         return tuple(QUANTITIES)
     if isinstance(metrics, str) or not all(isinstance(name, str) for name in metrics):

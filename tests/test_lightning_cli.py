@@ -30,13 +30,13 @@ def test_class_names_alone_are_enough(tmp_path: Any, monkeypatch: pytest.MonkeyP
     assert isinstance(stopper, LyapunovEarlyStopping) and stopper.conditions == ["chaotic"]
 
 
-@pytest.mark.parametrize("name", ["LyapunovSpectrumCallback", "LyapunovEarlyStopping"])
+@pytest.mark.parametrize("name", ["LyapunovSpectrumCallback", "LyapunovEarlyStopping", "LyapunovConditioning"])
 def test_each_option_has_a_type_and_a_text(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Oracle: the signature, and the first words that the docstring has for each argument."""
+    kind = getattr(lightning_lyapunov, name)
     with pytest.raises(SystemExit):
         cli(f"--trainer.callbacks.help={name}")
     help_text = re.sub(r"\s+", " ", capsys.readouterr().out)
-    kind = getattr(lightning_lyapunov, name)
     for option in inspect.signature(kind).parameters:
         told = re.search(rf"{option}:\s+(.+?)[.;,(]", re.sub(r"\s+", " ", inspect.getdoc(kind) or ""))
         assert told is not None, f"{option} has no text"

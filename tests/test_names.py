@@ -12,6 +12,7 @@ from lightning_lyapunov.names import (
     LOGGED,
     MEASURED,
     OF_A_LAYER,
+    ON_REQUEST,
     QUANTITIES,
     RENAMED,
     SCORED,
@@ -68,17 +69,17 @@ def test_the_callbacks_docstring_has_all_with_their_units() -> None:
 
 def test_every_name_is_read_somewhere_and_none_that_is_not_in_the_table() -> None:
     assert set(writing.FEATURES) <= set(QUANTITIES)
-    assert {*panels.COLUMNS} == {*MEASURED, *SCORED}
+    assert {*panels.COLUMNS} == {*MEASURED, *ON_REQUEST, *SCORED}
     charts = [chart for page in trackers._layout("encoder").values() for chart in page.values()]
     tags = {tag.strip("^$") for _, patterns in charts for tag in patterns}
     assert {name_of(tag, "encoder") for tag in tags} <= {*QUANTITIES, ".+/max"}
-    for name in (*MEASURED, *SCORED):
+    for name in (*MEASURED, *ON_REQUEST, *SCORED):
         assert LyapunovEarlyStopping(monitor=key_of(name)).monitor == key_of(name)
 
 
 @pytest.mark.parametrize("prefix", ["lyapunov", "encoder", "a/b", "aelle"])
 def test_the_name_of_the_key_of_a_name_is_that_name(prefix: str) -> None:
-    for name in (*MEASURED, *SCORED, "rnn.l0/max"):
+    for name in (*MEASURED, *ON_REQUEST, *SCORED, "rnn.l0/max"):
         assert name_of(key_of(name, prefix), prefix) == name
 
 
@@ -97,7 +98,7 @@ def test_each_is_explained() -> None:
 
 
 def test_eight_are_logged_by_default_and_all_or_some_if_asked_for() -> None:
-    assert selection("default") == LOGGED and len(set(LOGGED)) == 8 and set(LOGGED) <= set(QUANTITIES)
+    assert selection("default") == (*LOGGED, *ON_REQUEST) and len(set(LOGGED)) == 8 and set(LOGGED) <= set(QUANTITIES)
     assert selection("all") == tuple(QUANTITIES)
     assert selection(["mean", "encoder/max", "rnn.l1/max", "encoder/aelle/baseline", "mean"], "encoder") == (
         *("mean", "max", "rnn.l1/max", "aelle/baseline"),
@@ -106,7 +107,9 @@ def test_eight_are_logged_by_default_and_all_or_some_if_asked_for() -> None:
 
 
 def test_figures_are_selected_in_the_order_they_were_asked_for() -> None:
-    figures = {name: float(i) for i, name in enumerate([*MEASURED, *SCORED, "b/max", "a/max"])} | {"unheard": 1.0}
+    figures = {name: float(i) for i, name in enumerate([*MEASURED, *ON_REQUEST, *SCORED, "b/max", "a/max"])} | {
+        "unheard": 1.0
+    }
     assert list(selected(figures, LOGGED)) == list(LOGGED)
     assert set(selected(figures, selection("all"))) == set(figures) - {"unheard"}
     assert selected(figures, ("a/max", "max")) == {"a/max": figures["a/max"], "max": figures["max"]}

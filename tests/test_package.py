@@ -28,7 +28,7 @@ FILES = {
     "constraints.txt", "constraints-oldest.txt", "PKG-INFO",
 }  # fmt: skip
 """What the sdist holds: these folders, and these files beside them."""
-KINDS = {".py", ".typed", ".html", ".safetensors", ".md", ".png", ".txt"}
+KINDS = {".py", ".typed", ".html", ".safetensors", ".md", ".png", ".txt", ".jsonl"}
 """Kinds of file in the folders."""
 SOURCES = [path for folder in ("lightning_lyapunov", "examples") for path in sorted((ROOT / folder).rglob("*.py"))]
 """What users run."""

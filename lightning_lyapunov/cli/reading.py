@@ -11,7 +11,6 @@ import pickle
 import sys
 import warnings
 import zipfile
-from ast import literal_eval
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -23,14 +22,15 @@ from lightning_lyapunov.aelle import AeLLEScorer
 from lightning_lyapunov.cli.weights import load_weights
 from lightning_lyapunov.cli.writing import one_line
 from lightning_lyapunov.engine.spectrum import LyapunovSpectrum
+from lightning_lyapunov.monitoring.checkpoint import CALLBACK, histories_in
 from lightning_lyapunov.reading.history import History
 
 FACTS: dict[str, Callable[[Any], Any]] = {
     "dimension": int, "steps": int, "sequences": int, "transient": int, "interval": float, "driven": bool,
 }  # fmt: skip
 """What a file tells of how a spectrum was measured."""
-LIGHTNING, CALLBACK = "pytorch-lightning_version", "LyapunovSpectrumCallback"
-"""A key of every checkpoint of a Trainer; whose state holds a history."""
+LIGHTNING = "pytorch-lightning_version"
+"""A key of every checkpoint of a Trainer."""
 
 
 def existing(file: Path) -> Path:
@@ -181,11 +181,7 @@ def history_of(content: Any, file: Path, prefix: str | None) -> History:
     """The history of the callback with a prefix, or of the only one."""
     states = content.get("callbacks") if isinstance(content, dict) else None
     try:
-        found = {
-            str(literal_eval(key.removeprefix(CALLBACK))["prefix"]): state["history"]
-            for key, state in (states or {}).items()
-            if key.startswith(f"{CALLBACK}{{")
-        }
+        found = histories_in(content)
     except Exception as error:  # whatever a foreign file makes the parser of keys raise
         raise ValueError(f"checkpoint: {file} holds a state of no {CALLBACK}: {one_line(error)}") from error
     if not found:

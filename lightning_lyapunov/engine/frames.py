@@ -12,12 +12,21 @@ from torch.nn.utils.rnn import PackedSequence
 from lightning_lyapunov.engine.maps.cell import State, as_parts
 from lightning_lyapunov.engine.sequences import Inputs, Sequences
 
+SPARE, SPARE_OF_SHORT, SHORT = 2, 8, 16
+"""Columns carried beyond those asked for, as after few steps the first of a frame need not be the fastest; more of them
+below so many steps."""
+
 
 def seed_of(generator: torch.Generator | None) -> int:
     """A seed drawn from a generator; 0 without one."""
     if generator is None:
         return 0
     return int(torch.randint(2**31, (), generator=generator, device=generator.device))
+
+
+def spare(steps: int) -> int:
+    """Columns carried beyond those asked for, over so many steps."""
+    return SPARE_OF_SHORT if steps < SHORT else SPARE
 
 
 def random_vectors(places: Sequence[int], size: int, k: int, seed: int) -> Tensor:

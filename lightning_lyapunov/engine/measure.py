@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_lyapunov.engine.diagonal import DiagonalSystem, measure_diagonal
 from lightning_lyapunov.engine.exponents import Counting, Meter
-from lightning_lyapunov.engine.frames import Frames, random_frames, random_vectors
+from lightning_lyapunov.engine.frames import Frames, random_frames, random_vectors, spare
 from lightning_lyapunov.engine.growth import (
     PROBES,
     Recording,
@@ -31,10 +31,6 @@ from lightning_lyapunov.engine.stack import Stack
 from lightning_lyapunov.engine.system import device_of, trajectories, unwrap
 from lightning_lyapunov.engine.tally import Tally
 from lightning_lyapunov.engine.trajectory import STRETCH, Trajectory
-
-SPARE, SPARE_OF_SHORT, SHORT = 2, 8, 16
-"""Columns carried beyond those asked for, as after few steps the first of a frame need not be the fastest; more of them
-below so many steps."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +94,7 @@ def measure(
         _check_counts(settings, dimension)
         if start.frames is not None:
             start.frames.begin(inputs, state)
-        tallies = {name: _measure(path, settings, start, inputs is not None, name) for name, path in paths.items()}
+        tallies = {name: measure_path(path, settings, start, inputs is not None, name) for name, path in paths.items()}
         whole = None
         if isinstance(system, nn.RNNBase) and system.num_layers > 1 and not system.bidirectional:
             count = settings.growth_of(settings.k or dimension, dimension, len(next(iter(paths.values())).running))
@@ -114,8 +110,18 @@ def _check_counts(settings: Settings, dimension: int) -> None:
             raise ValueError(f"{name} must lie in [{least}, {dimension}], the dimension of the state; got {most}.")
 
 
-def _measure(path: Trajectory, settings: Settings, start: Start, driven: bool, name: str) -> Tally:
-    """The tally of one map along its trajectory."""
+def measure_path(
+    path: Trajectory, settings: Settings, start: Start = FROM_SEED_0, driven: bool = True, name: str = ""
+) -> Tally:
+    """The raw sums of one map along its trajectory.
+
+    Args:
+        path: The trajectory, at its first step.
+        settings: What to measure, and how.
+        start: Where the frames begin.
+        driven: Whether an input drives the map.
+        name: Of the map, under which its frames are kept.
+    """
     steps, sequences, size = len(path.running), len(path.initial), path.size
     if settings.second_start and sequences < 2:
         raise ValueError("second_start begins each sequence where another one ended, so it takes two or more; got 1.")
@@ -170,11 +176,6 @@ def _measure(path: Trajectory, settings: Settings, start: Start, driven: bool, n
     if settings.second_start:
         tally.again = _again(path, Meter(path, frame, law(), Counting.of(lengths, transients)), lengths, transients)
     return tally
-
-
-def spare(steps: int) -> int:
-    """Columns carried beyond those asked for, over so many steps."""
-    return SPARE_OF_SHORT if steps < SHORT else SPARE
 
 
 def _places(path: Trajectory | Stack, start: Start) -> list[int]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence
 
+from lightning_lyapunov.engine.live import LivePath
 from lightning_lyapunov.engine.maps.cell import Cell, CellMap, State, as_parts
 from lightning_lyapunov.engine.maps.families import FAMILIES, Family, family_of, module_map
 from lightning_lyapunov.engine.maps.weights import cast_tensors
@@ -36,7 +37,12 @@ def unwrap(system: object) -> Any:
 
 
 def trajectories(
-    system: object, inputs: Inputs | None, state: State | None, steps: int | None, dtype: torch.dtype | None
+    system: object,
+    inputs: Inputs | None,
+    state: State | None,
+    steps: int | None,
+    dtype: torch.dtype | None,
+    live: bool = False,
 ) -> dict[str, Trajectory]:
     """Run a system along its inputs and return the trajectory of each of its layers, by name.
 
@@ -47,6 +53,7 @@ def trajectories(
         state: Initial state, as the system takes it; zeros if None.
         steps: Run only so many steps; all there are if None.
         dtype: Floating type of the run; float64 where the system and its device allow it if None.
+        live: Whether gradients are to flow to whatever the system is made of, to inputs and state.
 
     Raises:
         ValueError: For inputs, states, weights or step counts that do not fit; the message says which.
@@ -54,9 +61,9 @@ def trajectories(
     if steps is not None and steps < 1:
         raise ValueError(f"steps must be at least 1; got {steps}.")
     if isinstance(system, nn.RNNBase | nn.RNNCellBase):
-        return _module_trajectories(system, inputs, state, steps, dtype)
+        return _module_trajectories(system, inputs, state, steps, dtype, live)
     if callable(system):
-        return _callable_trajectory(system, inputs, state, steps, dtype)
+        return _callable_trajectory(system, inputs, state, steps, dtype, live)
     raise ValueError(
         f"system must be an nn.RNN, nn.GRU or nn.LSTM, one of torch's cells, or a callable cell(x, state) -> state; "
         f"got {type(system).__name__}."
@@ -79,18 +86,25 @@ def device_of(system: object, inputs: Inputs | None, state: State | None) -> tor
 
 
 def _module_trajectories(
-    module: Any, inputs: Inputs | None, state: State | None, steps: int | None, dtype: torch.dtype | None
+    module: Any,
+    inputs: Inputs | None,
+    state: State | None,
+    steps: int | None,
+    dtype: torch.dtype | None,
+    live: bool,
 ) -> dict[str, Trajectory]:
     family = check_supported(module)
     device = device_of(module, inputs, state)
     dtype = dtype or widest_dtype(device)
     _check_weights(module)
-    sequences = _sequences(module, inputs, state, steps, dtype, device)
+    sequences = sequences_of(module, inputs, state, steps, dtype, device)
     initial = _initial_states(module, family, state, sequences, dtype, device)
+    initial = initial if live else [part.detach() for part in initial]
+    path = LivePath if live else Trajectory
     if isinstance(module, nn.RNNCellBase):
         state_0 = torch.cat([part[0] for part in initial], -1)
-        recurrence = module_map(module, dtype)
-        return {"cell": Trajectory(recurrence, sequences.values, state_0, sequences.running, sequences.order)}
+        recurrence = module_map(module, dtype, detach=not live)
+        return {"cell": path(recurrence, sequences.values, state_0, sequences.running, sequences.order)}
     directions = ("", "_reverse") if module.bidirectional else ("",)
 
     def outputs_of(layer: int) -> Tensor:
@@ -105,8 +119,8 @@ def _module_trajectories(
     for layer in range(module.num_layers):
         for d, direction in enumerate(directions):
             row = len(directions) * layer + d
-            result[f"l{layer}{direction}"] = Trajectory(
-                module_map(module, dtype, f"_l{layer}{direction}"),
+            result[f"l{layer}{direction}"] = path(
+                module_map(module, dtype, f"_l{layer}{direction}", not live),
                 partial(inputs_of, layer, direction),
                 torch.cat([part[row] for part in initial], -1),
                 sequences.running,
@@ -144,7 +158,7 @@ def _check_weights(module: nn.Module) -> None:
             raise ValueError(f"system: its weight {name} holds NaN or infinite values; they must be finite.")
 
 
-def _sequences(
+def sequences_of(
     module: Any,
     inputs: Inputs | None,
     state: State | None,
@@ -247,7 +261,7 @@ def _initial_states(
         unbatched = (*shape[:-2], size)
         if part.shape != shape and not (batch == 1 and part.shape == unbatched):
             raise ValueError(f"state must have shape {shape}; got {tuple(part.shape)}.")
-        part = part.detach().to(device=device, dtype=dtype).reshape(rows, batch, size)
+        part = part.to(device=device, dtype=dtype).reshape(rows, batch, size)
         shaped.append(part if sequences.order is None else part.index_select(1, sequences.order))
     return shaped
 
@@ -256,7 +270,12 @@ def _initial_states(
 
 
 def _callable_trajectory(
-    cell: Any, inputs: Inputs | None, state: State | None, steps: int | None, dtype: torch.dtype | None
+    cell: Any,
+    inputs: Inputs | None,
+    state: State | None,
+    steps: int | None,
+    dtype: torch.dtype | None,
+    live: bool,
 ) -> dict[str, Trajectory]:
     device = device_of(cell, inputs, state)
     if is_module := isinstance(cell, nn.Module):
@@ -294,11 +313,13 @@ def _callable_trajectory(
         permuted = tuple(part.index_select(0, order) for part in parts)
         template = permuted[0] if isinstance(template, Tensor) else permuted
 
-    recurrence = CellMap(cast(Cell, cell), template, driven=inputs is not None, dtype=dtype)
-    initial = recurrence.flatten(template).detach().to(device=device, dtype=dtype)
+    recurrence = CellMap(cast(Cell, cell), template, driven=inputs is not None, dtype=dtype, detach=not live)
+    flat = recurrence.flatten(template)
+    initial = (flat if live else flat.detach()).to(device=device, dtype=dtype)
     _check_step(recurrence, sequences.values[0], initial)
     recurrence.castable = recurrence.castable and widest and _runs_narrow(recurrence, sequences.values[0], initial)
-    return {"cell": Trajectory(recurrence, sequences.values, initial, sequences.running, sequences.order)}
+    path = LivePath if live else Trajectory
+    return {"cell": path(recurrence, sequences.values, initial, sequences.running, sequences.order)}
 
 
 def _check_step(recurrence: CellMap, first: Tensor, state: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ast import literal_eval
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,8 @@ from lightning_lyapunov.monitoring.budget import Budget
 from lightning_lyapunov.monitoring.clock import Clock
 from lightning_lyapunov.reading.history import History, read_state
 
+CALLBACK = "LyapunovSpectrumCallback"
+"""Whose state in a Trainer's checkpoint holds a history."""
 _KINDS = {"history": object, "training_seconds": float, "budget": dict}
 
 
@@ -31,3 +34,17 @@ def restore(state: Mapping[str, Any], history: History, clock: Clock, budget: Bu
     if not amiss:
         return ""
     return f"the checkpoint is of another version of this package ({'; '.join(amiss)}); what it lacks begins anew."
+
+
+def histories_in(content: Any) -> dict[str, Any]:
+    """State of each history in what a Trainer wrote, by the prefix of its callback; nothing where it holds none.
+
+    Raises:
+        Exception: Whatever a foreign file makes the parser of keys raise.
+    """
+    states = content.get("callbacks") if isinstance(content, dict) else None
+    return {
+        str(literal_eval(key.removeprefix(CALLBACK))["prefix"]): state["history"]
+        for key, state in (states or {}).items()
+        if key.startswith(f"{CALLBACK}{{")
+    }

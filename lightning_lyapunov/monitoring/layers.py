@@ -11,6 +11,9 @@ from torch import nn
 
 from lightning_lyapunov.capture.finding import Names, find
 from lightning_lyapunov.capture.probe import UNSEEN, Extent, Probe, probe_of
+from lightning_lyapunov.conditioning.condition import check_layer
+from lightning_lyapunov.conditioning.rows import SEQUENCES, STEPS
+from lightning_lyapunov.conditioning.scaling import softening_of
 from lightning_lyapunov.engine.frames import Frames
 from lightning_lyapunov.engine.maps.families import family_of
 from lightning_lyapunov.engine.measure import Driven, SystemTally, measure_layers, union_of_layers
@@ -228,6 +231,25 @@ class Layers:
         is_complete = settings.k is None and all(tally.is_complete for tally in tallies.values())
         self._tell_of_weights(reached, preferred)
         return union_of_layers(tallies, None if is_complete else plan.k)
+
+    def softening(self, preferred: Source, *, look: bool) -> dict[str, float]:
+        """The factor on the recurrent weights of each layer that cures it of chaos, by name.
+
+        Of layers that can be conditioned, on the sequences that this rank recorded.
+
+        Args:
+            preferred: Where to take the inputs from, if there are any.
+            look: Whether to measure; if none is known to be chaotic, each has a factor of 1.
+        """
+        factors = {}
+        with self.paused():
+            for name, probes in self._probes.items():
+                layer = probes["validation"].layer
+                with suppress(ValueError):  # nothing has reached it, or it cannot be conditioned
+                    check_layer(layer)
+                    inputs, state, _ = self._probe(name, preferred).sequences(SEQUENCES)
+                    factors[name] = softening_of(layer, inputs.cut(STEPS), state) if look else 1.0
+        return factors
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -43,7 +43,7 @@ class LyapunovMonitor:
             ``(figures, step)``, a logger of Lightning's, or a list of these.
         **options: ``k``, ``num_sequences``, ``num_steps``, ``transient``, ``interval``, ``dtype``, ``tolerance``,
             ``growth``, ``warm_start``, ``max_overhead``, ``prefix``, ``metrics``, ``histogram``, ``figures``,
-            ``scorer`` and ``performance_range``, as the callback takes them.
+            ``scorer``, ``performance_range``, ``closed_loop`` and ``reference``, as the callback takes them.
 
     Attributes:
         history: What was measured, a :class:`~lightning_lyapunov.reading.History`.

@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from lightning_lyapunov.aelle import AeLLEScorer
 from lightning_lyapunov.engine.settings import Settings
+from lightning_lyapunov.engine.spectrum import LyapunovSpectrum
+from lightning_lyapunov.monitoring.closed_loop import Closing
+from lightning_lyapunov.monitoring.reference import Spectra
 from lightning_lyapunov.names import Metrics, selection
+from lightning_lyapunov.reading.history import History
 
 Modules = str | Sequence[str] | Mapping[str, Any] | None
 """Names of layers; or names with what reads each; None: all that are known."""
@@ -45,6 +50,8 @@ class Options:
     scorer: str | AeLLEScorer | None = "general"
     performance: str | None = None
     performance_range: tuple[float, float] | None = None
+    closed_loop: Closing | None = None
+    reference: Spectra | None = None
 
     def __post_init__(self) -> None:
         for name in ("k", "num_sequences", "num_steps", "interval"):
@@ -64,6 +71,16 @@ class Options:
             raise ValueError(
                 "scorer must be 'general', a path, an AeLLEScorer or None; got an object of "
                 f"{type(self.scorer).__name__}."
+            )
+        if not (self.closed_loop is None or isinstance(self.closed_loop, str) or callable(self.closed_loop)):
+            raise ValueError(
+                "closed_loop must be a function of the model, the name of a method of its own, or None; got an object "
+                f"of {type(self.closed_loop).__name__}."
+            )
+        if not isinstance(self.reference, str | Path | History | LyapunovSpectrum | Sequence | None):
+            raise ValueError(
+                "reference must be the path of a checkpoint, a History, a LyapunovSpectrum, a list of pairs "
+                f"(step, exponents), or None; got an object of {type(self.reference).__name__}."
             )
         self._check_performance()
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,16 @@ from torch import nn
 from lightning_lyapunov.engine.spectrum import LyapunovSpectrum
 from lightning_lyapunov.monitoring.budget import Budget, Plan
 from lightning_lyapunov.monitoring.clock import Clock
+from lightning_lyapunov.monitoring.closed_loop import ClosedLoop
 from lightning_lyapunov.monitoring.layers import Layers, Source
 from lightning_lyapunov.monitoring.loggers.panels import Panels
 from lightning_lyapunov.monitoring.notices import Notices
 from lightning_lyapunov.monitoring.options import Options
 from lightning_lyapunov.monitoring.ranks import Ranks
+from lightning_lyapunov.monitoring.reference import Reference
 from lightning_lyapunov.monitoring.scoring import Scoring
 from lightning_lyapunov.names import selection
-from lightning_lyapunov.reading.conditions import DEAD
+from lightning_lyapunov.reading.conditions import DEAD, explodes, is_chaotic
 from lightning_lyapunov.reading.extent import extent
 from lightning_lyapunov.reading.features import spectrum_features
 from lightning_lyapunov.reading.history import History, Measurement
@@ -40,6 +42,7 @@ class _Moment:
     """When a measurement is made."""
 
     step: int
+    source: Source
     promised: bool
     progress: float
 
@@ -81,14 +84,17 @@ class Session:
         with budget.spending("recording"):
             self.layers = Layers(model, options.module, options.num_sequences, options.num_steps, notices.tell)
         self.scoring = Scoring(options.scorer, options.prefix, notices.tell)
+        self.closed_loop = ClosedLoop(model, options.closed_loop, budget, notices.tell)
+        self.reference = Reference(options.reference, options.prefix, notices.tell)
         self.panels = Panels(options.figures, self.warn_of_logger)
         self.spectrum: LyapunovSpectrum | None = None
         self.was_skipped = self.is_closed = False
-        self._moment = _Moment(0, promised=True, progress=0.0)
+        self._moment = _Moment(0, "validation", promised=True, progress=0.0)
         self._recording_counted = 0.0
         if ranks.is_first:
             with budget.spending("recording"):  # not "scoring", which each measurement costs again
                 self.scoring.load()
+                self.reference.load()
 
     def begin_logging(self, loggers: Sequence[Any]) -> None:
         """Tell the loggers how to group what is to come, and keep room for the pictures of the end."""
@@ -160,7 +166,7 @@ class Session:
         """
         self._count_recording()
         with self.layers.paused():
-            return self._measure(_Moment(step, promised, progress), epoch, source, is_partial, performance)
+            return self._measure(_Moment(step, source, promised, progress), epoch, source, is_partial, performance)
 
     def _measure(
         self, moment: _Moment, epoch: int, source: Source, is_partial: bool, performance: float | None
@@ -258,12 +264,24 @@ class Session:
             values["floored"] = float((spectrum.exponents <= FLOOR).sum())
             values |= {f"{name}/max": float(part.exponents[0]) for name, part in spectrum.parts.items()}
             figures = {name: _bounded(name, value) for name, value in values.items() if not math.isnan(value)}
+            source = "" if self.layers.seen is None else self.layers.seen.source
+            if (distance := self.reference.distance(spectrum, step, source)) is not None:
+                figures["distance"] = distance
         with self.budget.spending("scoring"):
             figures |= self.scoring.scores(spectrum, self.layers.measured, step, performance)
+        if (closed := self.closed_loop.exponent(self._has_room)) is not None:
+            both = zip(("closed_loop_max", "closed_loop_error"), closed, strict=True)
+            figures |= {name: _bounded(name, value) for name, value in both if not math.isnan(value)}
         figures["seconds"] = self.budget.last_seconds
         if step > 0 and (trained := self.clock.trained) > 0:
             figures["overhead"] = self.budget.spent / trained
         return figures
+
+    def _has_room(self, seconds: float) -> bool:
+        """Whether so much more may be spent on what can wait, and leave room for another measurement if one follows."""
+        at = self._moment
+        later = 0.0 if at.promised else self.budget.last_seconds
+        return self.budget.allows(seconds + later, self.clock.trained, at.progress)
 
     def _keep(
         self,
@@ -295,21 +313,31 @@ class Session:
         if fewer:
             self._notices.tell(f"of what the layers were given, measured are {fewer}.", subject="extent")
         score = self.scoring.score
-        self.history.append(
-            Measurement.of(
-                spectrum,
-                step=step,
-                epoch=epoch,
-                metrics=figures,
-                length=seen.longest,
-                steps=steps,
-                source=f"partial {seen.source}" if is_partial else seen.source,
-                seen=seen.sequences,
-                fewer=fewer,
-                latent=None if score is None else score.latent,
-                reached=performance,
-            )
+        measurement = Measurement.of(
+            spectrum,
+            step=step,
+            epoch=epoch,
+            metrics=figures,
+            length=seen.longest,
+            steps=steps,
+            source=f"partial {seen.source}" if is_partial else seen.source,
+            seen=seen.sequences,
+            fewer=fewer,
+            latent=None if score is None else score.latent,
+            reached=performance,
         )
+        if step == 0:
+            measurement = replace(measurement, softening=self._softening(measurement))
+        self.history.append(measurement)
+
+    def _softening(self, measurement: Measurement) -> dict[str, float]:
+        """What would cure layers of chaos before the first update, by name; nothing where that cannot be told."""
+        is_growing = is_chaotic(measurement) or explodes(measurement)
+        if is_growing and not self._has_room(2 * self.budget.last_seconds):  # about what it takes
+            return {}
+        with self.budget.spending("measuring"), suppress(Exception):  # it is advice alone
+            return self.layers.softening(self._moment.source, look=is_growing)
+        return {}
 
     # ---------------------------------------------------------------- telling
 

@@ -20,7 +20,8 @@ def kaplan_yorke_dimension(exponents: Tensor | LyapunovSpectrum, *, complete: bo
 
     .. math:: D_{KY} = j + \frac{\lambda_1 + \dots + \lambda_j}{|\lambda_{j+1}|}
 
-    with j the last index at which the running sum is not negative.
+    with j the last index at which the running sum is not negative. A driven network that contracts has dimension 0,
+    whatever it computes: this compares chaotic networks, and says nothing about the size that a task needs.
 
     Args:
         exponents: A spectrum, or exponents ``(K,)`` in any order and unit.

@@ -86,6 +86,9 @@ class Measurement:
     """(L,) the AeLLE code of the spectrum, if it was scored."""
     reached: float | None = None
     """Skill so far, as the scorer was told it."""
+    softening: dict[str, float] = field(default_factory=dict)
+    """Before the first update, of each layer that can be conditioned, by its name in the model: the factor on its
+    recurrent weights that takes its largest exponent down to -0.05 nats/step; 1 where that is not above 0."""
 
     def __post_init__(self) -> None:
         if self.error is None and self.stderr is not None:
@@ -330,7 +333,7 @@ _EARLIER = {"earlier": list, "runs_before": int}
 _KINDS = {name: dict if get_origin(hint) is dict else hint for name, hint in get_type_hints(Measurement).items()}
 """What each field of a measurement is."""
 _NEEDED = {f.name for f in fields(Measurement) if f.default is MISSING and f.default_factory is MISSING}
-_NEW = ("source", "sequences", "steps", "counted", "seen", "fewer")
+_NEW = ("source", "sequences", "steps", "counted", "seen", "fewer", "softening")
 """What an older version did not know, and is not missed in what it wrote."""
 
 
@@ -358,7 +361,7 @@ def _bytes_of(measurement: Measurement) -> int:
     """About what it takes in a checkpoint: each tensor is a file of its own there, and each number a few bytes."""
     values = [getattr(measurement, f.name) for f in fields(measurement)]
     tensors = [value for value in values if isinstance(value, Tensor)]
-    numbers = len(measurement.metrics) + 7 * len(measurement.layers)
+    numbers = len(measurement.metrics) + 7 * len(measurement.layers) + len(measurement.softening)
     return (
         440
         + len(measurement.fewer)

@@ -91,9 +91,42 @@ def _growing(run: Run) -> tuple[Level, str]:
         text = f"{exponent} {since(run, grows)}: gradients grow."
     if is_much:
         if run[0].step == 0 and (explodes(run[0]) or is_chaotic(run[0])):  # no learning rate has made it so
-            return "warning", f"{text} Lower the recurrent gain, or initialise it orthogonally."
+            return "warning", f"{text} {_softer(run)}"
         return "warning", f"{text} Lower the recurrent gain or the learning rate, or clip gradients."
     return "note", f"{text} That is mild; keep an eye on it, above all with longer sequences."
+
+
+def _softer(run: Run) -> str:
+    """What to do about growth that was there from the start."""
+    factors = {name: value for name, value in run[0].softening.items() if value < 1}
+    if not factors:
+        return "Lower the recurrent gain, or initialise it orthogonally."
+    scaled = " and ".join(f"those of {_in_model(name)} by {value:.2g}" for name, value in factors.items())
+    scaled = scaled.replace("those of", "the recurrent weights of", 1)
+    begin = "Before training, scale" if run[-1].step == 0 else "Begin again and scale"
+    return f"{begin} {scaled}, which puts the largest exponent a little below 0."
+
+
+def _longer_memory(run: Run) -> str:
+    """What to do about memory that is too short, if it is."""
+    newest = run[-1]
+    lag = round(newest.growth_steps) - 1 if not math.isnan(newest.growth_steps) else 0
+    layers = list(run[0].softening)
+    if lag < 1 or not layers:
+        return (
+            "If the task needs more memory, raise the recurrent gain or the bias of the forget gate, or initialise "
+            "orthogonally."
+        )
+    call = f"`condition({_in_model(layers[0])}, x, lag={lag})` with what reaches it, or " if len(layers) == 1 else ""
+    begin = "begin again and " * (newest.step > 0)
+    return (
+        f"If the task asks to hold something so long, {begin}set the spectrum before training: {call}"
+        f"`LyapunovConditioning(lag={lag})` among the callbacks. If it does not, leave it: conditioning then harms."
+    )
+
+
+def _in_model(name: str) -> str:
+    return f"model.{name}" if name else "model"
 
 
 def _forgetting(run: Run) -> tuple[Level, str]:
@@ -105,8 +138,7 @@ def _forgetting(run: Run) -> tuple[Level, str]:
         rate = f"a perturbation is down to 1 % after {steps_to_a_percent(largest(newest)[0])} steps, so "
     return "warning" if newest.step > 0 else "note", (
         f"{what}, and the network has been forgetting {since(run, is_forgetting)}: {rate}nothing is carried from the "
-        "first step of a sequence to the last. If the task needs more memory, raise the recurrent gain or the bias of "
-        "the forget gate, or initialise orthogonally."
+        f"first step of a sequence to the last. {_longer_memory(run)}"
     )
 
 

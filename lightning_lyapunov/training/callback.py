@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -98,6 +99,18 @@ class LyapunovSpectrumCallback(pl.Callback):
         performance_range: Its values by chance and at best, ``(worst, best)``, which make a skill from 0 to 1 of it;
             for a loss the worst is the larger. The general scorer needs it; others, if None, are told the metric as
             it is.
+        closed_loop: What feeds a forecaster with its own forecasts: a function of the LightningModule, or the name of a
+            method of its own, that returns ``(step, state)``: a map ``step(None, state) -> state``, and the states at
+            which it begins, ``(B, ...)`` or a tuple of these, a row per sequence. Eight rows from the data are enough.
+            Its largest exponent is then measured over 500 steps after each measurement, of fewer or not at all where
+            ``max_overhead`` has no room, on rank zero alone. None: it is not measured.
+        reference: Spectra that those of this run are compared with, as those of the dense network while a sparse one is
+            trained: the path of a checkpoint of that run, or of what ``torch.save(callback.state_dict(), path)`` wrote;
+            its :class:`~lightning_lyapunov.reading.History`; pairs ``(step, spectrum)`` or ``(step, exponents)``, of
+            the whole state; or one :class:`~lightning_lyapunov.LyapunovSpectrum` for all updates. The measurement
+            nearest in updates counts, if it is within a tenth of those made and was driven by inputs of the same
+            source. For a fair comparison both runs see the same validation batches and measure as much of them, with
+            ``max_overhead=None``. None: no comparison.
 
     Attributes:
         history: What was measured in the last fit, a :class:`~lightning_lyapunov.reading.History`; on rank zero. Those
@@ -129,12 +142,18 @@ class LyapunovSpectrumCallback(pl.Callback):
     ``stability_margin``           nats/step    −λ₁ less its error: above 0 the network is stable, if λ₁ has settled
     ``near_zero_fraction``         share        directions with |λ| < 0.05, which keep what they saw
     ``unstable_fraction``          share        directions with λ > 0
-    ``kaplan_yorke_dimension``     --           dimension of the attractor
+    ``kaplan_yorke_dimension``     --           dimension of the attractor; 0 where all exponents are negative, whatever
+                                                the network computes
     ``kolmogorov_sinai_entropy``   nats/step    sum of the positive exponents
     ``mean``                       nats/step    mean exponent, the rate of volume over the dimension
     ``trusted_fraction``           share        exponents that rounding cannot have moved
     ``floored``                    count        exponents below −100, which are logged as −100, dead directions (−∞)
                                                 among them
+    ``closed_loop_max``            nats/step    with ``closed_loop``, the largest exponent of the model fed with its
+                                                own forecasts
+    ``closed_loop_error``          nats/step    half-width of the 95 % bar of ``closed_loop_max``
+    ``distance``                   --           with ``reference``, how far the spectrum is from that of the reference
+                                                after as many updates: root mean square difference of e^λ, in order
     ``seconds``                    s            what the measurement took
     ``overhead``                   share        what recording, measuring, logging and pictures took, of the training
                                                 time so far
@@ -188,6 +207,8 @@ class LyapunovSpectrumCallback(pl.Callback):
         scorer: str | AeLLEScorer | None = "general",
         performance: str | None = None,
         performance_range: tuple[float, float] | None = None,
+        closed_loop: str | Callable[[Any], Any] | None = None,
+        reference: str | Path | History | LyapunovSpectrum | Sequence[tuple[int, Any]] | None = None,
     ) -> None:
         for name, count in {"every_n_epochs": every_n_epochs, "every_n_train_steps": every_n_train_steps}.items():
             if count is not None and count < 1:
@@ -201,6 +222,7 @@ class LyapunovSpectrumCallback(pl.Callback):
         self.max_overhead, self.prefix, self.metrics = max_overhead, prefix, metrics
         self.histogram, self.figures, self.report, self.prog_bar = histogram, figures, report, prog_bar
         self.scorer, self.performance, self.performance_range = scorer, performance, performance_range
+        self.closed_loop, self.reference = closed_loop, reference
         self._options()  # which checks them
         self._history = History(prefix)
         self._notices = Notices(type(self).__name__, rank_zero_info, _warn)

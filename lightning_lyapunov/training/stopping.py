@@ -12,7 +12,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_lyapunov.names import MEASURED, SCORED, current_key, current_name, key_of, name_of, renaming
+from lightning_lyapunov.names import MEASURED, ON_REQUEST, SCORED, current_key, current_name, key_of, name_of, renaming
 from lightning_lyapunov.reading.conditions import (
     FAILS,
     FAMILIAR,
@@ -102,7 +102,7 @@ class LyapunovEarlyStopping(pl.Callback):
         if unknown := [condition for condition in chosen if condition not in CONDITIONS]:
             raise ValueError(f"conditions must be among {_listed(CONDITIONS)}; got {_listed(unknown)}.")
         if monitor is not None and not _is_key(monitor, prefix):
-            keys = [key_of(name, prefix) for name in (*MEASURED, *SCORED)]
+            keys = [key_of(name, prefix) for name in (*MEASURED, *ON_REQUEST, *SCORED)]
             raise ValueError(
                 f"monitor must be a key measured under the prefix {prefix!r}: {', '.join(keys)}, or of one layer "
                 f"{prefix}/<layer>/max; got {monitor!r}. For other metrics there is Lightning's EarlyStopping."
@@ -389,7 +389,8 @@ def _is_key(key: str | None, prefix: str) -> bool:
     if name is None:
         return False
     name = current_name(name)
-    return name in (*MEASURED, *SCORED) or (name.endswith("/max") and not name.startswith("aelle/"))  # of a layer
+    is_of_a_layer = name.endswith("/max") and not name.startswith("aelle/")
+    return name in (*MEASURED, *ON_REQUEST, *SCORED) or is_of_a_layer
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -262,7 +262,8 @@ class CellMap(Recurrence):
 
     def _goes_over_time(self, factors: Factors) -> bool:
         if self.over_time is None:
-            self.over_time = self._try_over_time(factors[0][:2], factors[1][:2])
+            with torch.no_grad():
+                self.over_time = self._try_over_time(factors[0][:2], factors[1][:2])
         return self.over_time
 
     def _try_over_time(self, states: Tensor, drive: Tensor) -> bool:
@@ -338,10 +339,11 @@ class CellMap(Recurrence):
 
     def _pull_one_by_one(self, state: Tensor, drive: Tensor, cotangents: Tensor) -> Tensor:
         """Cotangents ``(N, B, D)`` pulled back by as many backward passes: every operator has a rule for one."""
+        live = torch.is_grad_enabled() and not self._detach
         with torch.enable_grad():
-            h = state.detach().clone().requires_grad_()
+            h = state if live and state.requires_grad else state.detach().clone().requires_grad_()
             image = self._step(h, drive)
-        return _pull_each(image, h, cotangents)
+        return _pull_each(image, h, cotangents, live)
 
 
 def as_parts(state: State) -> Sequence[Tensor]:
@@ -354,12 +356,14 @@ def _are_jacobians(factors: Factors) -> bool:
     return len(factors) == 1
 
 
-def _pull_each(image: Tensor, start: Tensor, cotangents: Tensor) -> Tensor:
-    """Cotangents ``(N, B, D)`` pulled back along a graph, one after another."""
+def _pull_each(image: Tensor, start: Tensor, cotangents: Tensor, live: bool = False) -> Tensor:
+    """Cotangents ``(N, B, D)`` pulled back along a graph, one after another; with a gradient of their own if live."""
     if not image.requires_grad:  # nothing of the state reaches the next one
         return torch.zeros_like(cotangents)
-    pulled = [torch.autograd.grad(image, start, u, retain_graph=True, allow_unused=True)[0] for u in cotangents]
-    return torch.stack([torch.zeros_like(start) if row is None else row for row in pulled]).detach()
+    options: dict[str, Any] = {"retain_graph": True, "create_graph": live, "allow_unused": True}
+    pulled = [torch.autograd.grad(image, start, u, **options)[0] for u in cotangents]
+    rows = torch.stack([torch.zeros_like(start) if row is None else row for row in pulled])
+    return rows if live else rows.detach()
 
 
 def _copy(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:

@@ -43,6 +43,8 @@ class ElmanMap(GatedMap):
     def _options(self) -> dict[str, Any]:
         return {"nonlinearity": self.nonlinearity}
 
+    _own_options = _options
+
     def step(self, state: Tensor, drive: Tensor) -> Tensor:
         a = drive + self._recur(state)
         return torch.tanh(a) if self.nonlinearity == "tanh" else torch.relu(a)

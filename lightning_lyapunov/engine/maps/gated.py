@@ -90,6 +90,15 @@ class GatedMap(Recurrence):
     def _recur(self, h: Tensor) -> Tensor:
         return h @ self.weight_hh.mT + self.bias_hh
 
+    def replace(self, **weights: Tensor) -> GatedMap:
+        """The same map with some other weights, by torch's names of them without suffix, as ``weight_hh``."""
+        own = {name: getattr(self, name) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+        return type(self)(**(own | self._own_options() | weights))
+
+    def _own_options(self) -> dict[str, Any]:
+        """What else this map was made of."""
+        return {}
+
     def to(self, dtype: torch.dtype) -> GatedMap:
         if dtype == self.dtype:
             return self

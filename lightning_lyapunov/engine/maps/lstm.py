@@ -57,6 +57,9 @@ class LSTMMap(GatedMap):
     def _options(self) -> dict[str, Any]:
         return {} if self.weight_hr is None else {"proj_size": self.output_size}
 
+    def _own_options(self) -> dict[str, Any]:
+        return {"weight_hr": self.weight_hr}
+
     def _project(self, h: Tensor) -> Tensor:
         return h if self.weight_hr is None else h @ self.weight_hr.mT
 

@@ -12,7 +12,7 @@ import torch
 
 from lightning_lyapunov.engine.isolation import measuring
 from lightning_lyapunov.monitoring.loggers.trackers import log_pictures, log_table, prepare, takes_pictures
-from lightning_lyapunov.names import MEASURED, QUANTITIES, SCORED, key_of
+from lightning_lyapunov.names import MEASURED, ON_REQUEST, QUANTITIES, SCORED, key_of
 from lightning_lyapunov.reading.history import History
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FIRST = 0.8
 """Seconds that drawing is expected to take before it was done."""
-COLUMNS = (*MEASURED, *SCORED)
+COLUMNS = (*MEASURED, *ON_REQUEST, *SCORED)
 """What the table of measurements holds beside update, epoch and skill so far, as far as it is known."""
 
 

@@ -1,0 +1,60 @@
+"""The sentence about a conditioning, and what follows from its figures."""
+
+import math
+from typing import Any
+
+import pytest
+from made import spectrum
+
+from lightning_lyapunov.conditioning import Conditioning
+from lightning_lyapunov.conditioning.report import BLIND
+
+
+def report(**more: Any) -> Conditioning:
+    figures: dict[str, Any] = {
+        "before": spectrum(-0.6, -2.3),
+        "after": spectrum(-0.04, -0.06),
+        "changed": ("recurrent weights made orthogonal", "inputs × 0.14"),
+        "target": -0.05,
+        "rms_before": 1.5,
+        "rms_after": 0.01,
+        "reach_before": math.log(2e-11),
+        "reach_after": math.log(0.4),
+        "seconds": 0.31,
+    }
+    return Conditioning(**figures | more)
+
+
+def test_sentence_tells_exponents_reach_and_changes() -> None:
+    told = str(report())
+    assert "exponents from -2.300 … -0.60 ± 0.03 to -0.060 … -0.04 ± 0.03 nats/step (target -0.05)" in told
+    assert "the first input counts 0.4 times as much as the last, before 2e-11 times" in told
+    assert told.endswith("recurrent weights made orthogonal, inputs × 0.14, 0.3 s")
+    assert "\n" not in told and "nothing of it is held" not in told
+
+
+def test_layer_that_was_left_says_so_first_and_why() -> None:
+    told = report(reason="the exponents after it are not known")
+    assert not told.applied and report().applied
+    assert str(told).startswith("left as it was, as the exponents after it are not known: exponents from")
+    assert "tried: recurrent weights made orthogonal" in str(told)
+
+
+@pytest.mark.parametrize(
+    ("reach", "is_blind"), [(BLIND - 0.01, True), (-math.inf, True), (BLIND + 0.01, False), (1.0, False)]
+)
+def test_blindness_is_a_thousandth(reach: float, is_blind: bool) -> None:
+    told = report(reach_after=reach)
+    assert told.is_blind == is_blind
+    assert ("so nothing of it is held, whatever the exponents say" in str(told)) == is_blind
+
+
+@pytest.mark.parametrize(
+    ("nats", "words"), [(-math.inf, "0 times"), (0.0, "1 times"), (math.log(31.0), "31 times"), (-50.0, "2e-22 times")]
+)
+def test_ratios_of_any_size_are_told(nats: float, words: str) -> None:
+    assert f"counts {words} as much as the last" in str(report(reach_after=nats))
+
+
+def test_dead_directions_are_told() -> None:
+    assert "exponents from -∞ … -∞ to" in str(report(before=spectrum(-math.inf, -math.inf)))
