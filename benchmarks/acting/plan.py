@@ -30,7 +30,7 @@ class Run:
 ALL, GATED = ("RNN", "GRU", "LSTM"), ("GRU", "LSTM")
 NETS = ("RNN", "RNN, gain 3", "GRU", "LSTM")
 SMALL = "orthogonal, inputs × .1"
-ON_XOR = ("hold", "as made", "simple", "chrono", "flossing, paper")
+ON_XOR = ("hold", "as made", "simple", "chrono", "flossing, rate .003")
 """Starts of gated cells, which stay at chance on XOR."""
 
 
@@ -54,8 +54,8 @@ PARTS = (
     Part("rows", ALL, ["as made", "spread", "hold", "simple"]),
     Part("cost", [*ALL, "RNN, gain 3"], ["flossed"], seeds=FEW),
     Part("cost", ALL, ["hold", "flossing"], seeds=[0]),
-    Part("xor-20", ["RNN"], ["flossing, paper"]),
-    Part("xor-10", ["RNN"], ["hold", "flossing, paper"]),
+    Part("xor-20", ["RNN"], ["flossing, rate .003"]),
+    Part("xor-10", ["RNN"], ["hold", "flossing, rate .003"]),
     Part("match", ALL, ["as made", "hold", "simple"]),
     Part("adding", ALL, ["as made", "hold", "simple"]),
     Part("characters", ALL, ["as made", "hold", "simple"]),
@@ -65,6 +65,7 @@ PARTS = (
     Part("xor-20", ["RNN"], ["λ₁ = 0", "orthogonal, λ₁ = 0", "inputs × .1"], 700),
     Part("xor-10", ["RNN"], ["as made", SMALL], 700),
     Part("recall", NETS, ["spread"]),
+    Part("xor-20", ["RNN"], ["flossing, rate .001"], seeds=FEW),
     Part("xor-20", ["LSTM", "GRU"], ON_XOR, 400, FEW),
     Part("xor-10", ["LSTM", "GRU"], ON_XOR, 400, FEW),
 )

@@ -127,8 +127,8 @@ SIMPLE: dict[str, Start] = {
     "LSTM": open_gates,
 }
 """The simple rule of each net."""
-FLOSSED_LONG = {"method": "flossing", "steps": 500, "learning_rate": 1e-3, "clip": 0.03, "k": 75, "max_seconds": 120.0}
-"""Settings of the paper on flossing, except that it is over once it has converged."""
+FLOSSED_LONG = {"method": "flossing", "steps": 500, "clip": 0.03, "k": 75, "max_seconds": 300.0}
+"""Settings of the paper on flossing, except that it is over once it has converged; its learning rate is 0.001."""
 FLOSSED = {"method": "flossing", "num_steps": 40, "transient": 5}
 
 
@@ -149,6 +149,7 @@ def start_of(name: str, net: str) -> Start:
         "hold": conditioned,
         "hold, lag 16": lambda layer, inputs, lag: conditioned(layer, inputs, 16),
         "flossing": partial(conditioned, **FLOSSED),
-        "flossing, paper": partial(conditioned, **FLOSSED_LONG),
+        "flossing, rate .001": partial(conditioned, **FLOSSED_LONG, learning_rate=1e-3),
+        "flossing, rate .003": partial(conditioned, **FLOSSED_LONG, learning_rate=3e-3),
     }
     return starts[name]

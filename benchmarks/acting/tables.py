@@ -14,7 +14,6 @@ LABELS = {
     "hold": "`condition(lag=…)`",
     "hold, lag 16": "`condition(lag=16)`",
     "flossing": "flossing",
-    "flossing, paper": "flossing",
     "as made": "as torch makes it",
     "spectral radius": "recurrent weights to spectral radius .95",
     "spread": "spread of time constants",
@@ -241,7 +240,8 @@ def on_xor(rows: list[Row]) -> Iterator[Verdict]:
     for start in ("as made", "orthogonal"):
         what = f"XOR 20: {label(start)} within .48 to .52 at update 600"
         yield each(what, twenty(start), reading(600), lambda v: 0.48 <= v <= 0.52)
-    yield each("XOR 20: flossing ≥ .90 by update 500", twenty("flossing, paper"), reading(500), lambda v: v >= 0.90)
+    for start in ("flossing, rate .003", "flossing, rate .001"):
+        yield each(f"XOR 20: {start}: ≥ .90 by update 500", twenty(start), reading(500), lambda v: v >= 0.90)
     yield each("XOR 10: `condition(lag=20)` ≥ .99 by update 300", ten("hold"), reading(300), lambda v: v >= 0.99)
 
 

@@ -157,6 +157,15 @@ def test_tensorboard_histogram_leaves_dead_directions_out(tmp_path: Path) -> Non
     assert found["lyapunov/floored"][7] == HIDDEN - alive
 
 
+def test_tensorboard_histogram_of_exponents_that_differ_by_rounding_alone(tmp_path: Path) -> None:
+    """As those of a layer that was conditioned: NumPy refuses to cut so narrow a range into bins."""
+    logger, value = TensorBoardLogger(tmp_path), math.log(0.5)
+    exponents = torch.tensor([math.nextafter(value, 0.0), value], dtype=torch.float64)
+    log_measurement(logger, {}, 0, name="lyapunov/spectrum", exponents=exponents)
+    logger.finalize("success")
+    assert_histogram(events(logger), [0], 2)
+
+
 def test_no_histogram_of_nothing_and_none_if_not_wanted(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path)
     log_measurement(logger, {}, 0, name="dead", exponents=torch.full((3,), -math.inf))

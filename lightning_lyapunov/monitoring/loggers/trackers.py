@@ -115,7 +115,8 @@ def log_measurement(
             None: no histogram.
     """
     kinds = _kinds(logger)
-    values = [] if exponents is None else exponents[exponents.isfinite()].tolist()
+    # Rounded, as NumPy makes no bins between numbers that differ by rounding alone.
+    values = [] if exponents is None else [round(value, 6) for value in exponents[exponents.isfinite()].tolist()]
     row: dict[str, Any] = dict(scalars)
     if values and "WandbLogger" in kinds:
         import wandb
