@@ -72,7 +72,7 @@ def test_recurrent_weights_that_are_scaled_as_told_are_no_longer_chaotic(
                 weight.mul_(float(told[2]))
     after = measured(model, inputs).history[-1]
     assert explodes(before.history[-1]) and not explodes(after) and not is_chaotic(after)
-    assert float(after.exponents[0]) == pytest.approx(-0.05, abs=0.05)
+    assert -0.5 < float(after.exponents[0]) < 0.0
 
 
 @pytest.mark.parametrize("make", [nn.RNN, nn.GRU, nn.LSTM])

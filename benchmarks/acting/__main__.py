@@ -5,6 +5,7 @@ lines to have them run again. Times are CPU seconds of one thread.
 
     python benchmarks/acting                        all that is missing: hours
     python benchmarks/acting --only recall LSTM     of one task, net or start; several names must all fit
+    python benchmarks/acting --share 0 2            every second run, beside --share 1 2 in another process
     python benchmarks/acting --table                the tables of docs/acting.md, from what is there
     python benchmarks/acting --quick                one seed and a tenth of the training, into runs/bench: a trial
 
@@ -17,6 +18,7 @@ import argparse
 import json
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +42,14 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help=f"by default {RESULTS.relative_to(ROOT)}")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="tasks, nets or starts; all must fit")
     parser.add_argument("--quick", action="store_true", help="one seed and a tenth of the training")
+    parser.add_argument(
+        "--share", nargs=2, type=int, default=(0, 1), metavar=("I", "N"), help="every N-th run, from the I-th on"
+    )
     parser.add_argument("--table", action="store_true", help="run nothing")
     args = parser.parse_args()
     path: Path = args.results or (QUICK if args.quick else RESULTS)
     torch.set_num_threads(1)
-    failed = 0 if args.table else go_on(path, args.only, args.quick)
+    failed = 0 if args.table else go_on(path, args.only, args.quick, *args.share)
     print(page(kept(path)))
     sys.exit(f"{failed} runs ended with an error." if failed else 0)
 
@@ -54,15 +59,14 @@ def kept(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
-def go_on(path: Path, only: list[str], quick: bool) -> int:
+def go_on(path: Path, only: list[str], quick: bool, first: int, stride: int) -> int:
     """Run what is missing; returns how many runs failed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    done = {(row["task"], row["net"], row["start"], row["seed"]) for row in kept(path)}
     failed = 0
-    for run in runs():
+    for run in islice(dict.fromkeys(runs()), first, None, stride):
+        done = {(row["task"], row["net"], row["start"], row["seed"]) for row in kept(path)}
         if run.key in done or (quick and run.seed) or not {*only} <= {run.task, run.net, run.start}:
             continue
-        done.add(run.key)
         try:
             row = found(run, quick)
         except Exception as error:  # the others go on

@@ -147,9 +147,12 @@ def _gate_bias(recurrence: GatedMap, bias: float) -> dict[str, Tensor]:
 
 
 def softening(path: Trajectory, rate: float = SOFT) -> float:
-    """The factor on its recurrent weights that brings a layer's largest exponent from above 0 down to a rate.
+    r"""The factor on its recurrent weights that takes a layer's largest exponent from above 0 to a rate or below.
 
-    1 where the largest exponent is not above 0.
+    1 where neither the largest exponent nor the gain over the sequences is above 0. Without gates a state close to zero
+    dies out at the rate :math:`\ln(s \rho)`, with the spectral radius :math:`\rho` of the weights, which gives s at
+    once. A spectrum would be deceived: above a radius of 1 such a network drives itself, and where that saturates it
+    the exponents are low for the wrong reason. With gates s is bisected.
 
     Args:
         path: The trajectory of the layer.
@@ -157,13 +160,17 @@ def softening(path: Trajectory, rate: float = SOFT) -> float:
     """
     recurrence = path.recurrence
     assert isinstance(recurrence, GatedMap)
+    now = measure_path(_along(path, recurrence), Settings(k=1, growth=1)).spectrum(1)
+    if not (float(now.exponents[0]) > 0 or now.gain > 0):
+        return 1.0
+    if isinstance(recurrence, ElmanMap):
+        radius = float(torch.linalg.eigvals(recurrence.weight_hh).abs().amax())
+        return min(1.0, math.exp(rate) / radius)
 
     def excess(logarithm: float) -> float:
         scaled = recurrence.replace(weight_hh=math.exp(logarithm) * recurrence.weight_hh)
         return float(measured(path, scaled, 1).exponents[0]) - rate
 
-    if not excess(0.0) > -rate:
-        return 1.0
     return math.exp(_root(excess, math.log(1e-2), 0.0, _FEW))
 
 

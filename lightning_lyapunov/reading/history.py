@@ -88,7 +88,7 @@ class Measurement:
     """Skill so far, as the scorer was told it."""
     softening: dict[str, float] = field(default_factory=dict)
     """Before the first update, of each layer that can be conditioned, by its name in the model: the factor on its
-    recurrent weights that takes its largest exponent down to -0.05 nats/step; 1 where that is not above 0."""
+    recurrent weights that takes its largest exponent below 0; 1 where nothing grows."""
 
     def __post_init__(self) -> None:
         if self.error is None and self.stderr is not None:

@@ -177,14 +177,27 @@ def test_gated_layer_that_stays_chaotic_has_its_recurrent_weights_scaled_down() 
 
 
 @pytest.mark.parametrize("rows", [6, 1])
-def test_softening_brings_chaos_to_its_rate(rows: int) -> None:
+@pytest.mark.parametrize("make", [nn.GRU, nn.LSTM])
+def test_softening_brings_chaos_of_gates_to_its_rate(make: Any, rows: int) -> None:
     """Oracle: the largest exponent of the scaled weights; of a single short sequence too, which has no error bar."""
-    path = path_of(with_gain(nn.RNN(3, 24), 3.0), noise(steps=50, rows=rows))
+    path = path_of(with_gain(make(3, 24), 15.0), noise(steps=50, rows=rows))
     assert float(measured(path, path.recurrence, 1).exponents[0]) > 0.1
     factor = softening(path)
     scaled = path.recurrence.replace(weight_hh=factor * path.recurrence.weight_hh)
-    assert float(measured(path, scaled, 1).exponents[0]) == pytest.approx(SOFT, abs=0.02)
+    assert float(measured(path, scaled, 1).exponents[0]) == pytest.approx(SOFT, abs=0.03)
     assert factor < 0.8
+
+
+@pytest.mark.parametrize("rows", [6, 1])
+@pytest.mark.parametrize("kind", ["tanh", "relu"])
+def test_softening_of_an_rnn_is_that_of_its_spectral_radius(kind: str, rows: int) -> None:
+    """Oracle: ln of the radius of the scaled weights, which is the rate where inputs are so small that tanh is linear."""
+    path = path_of(with_gain(nn.RNN(3, 24, nonlinearity=kind), 3.0), 1e-6 * noise(steps=50, rows=rows))
+    factor = softening(path)
+    scaled = path.recurrence.replace(weight_hh=factor * path.recurrence.weight_hh)
+    assert float(torch.linalg.eigvals(scaled.weight_hh).abs().amax().log()) == pytest.approx(SOFT)
+    assert float(measured(path, scaled, 1).exponents[0]) < 0
+    assert factor < 0.5
 
 
 def test_softening_is_exactly_one_where_there_is_no_chaos() -> None:
