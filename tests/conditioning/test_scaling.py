@@ -191,7 +191,7 @@ def test_softening_brings_chaos_of_gates_to_its_rate(make: Any, rows: int) -> No
 @pytest.mark.parametrize("rows", [6, 1])
 @pytest.mark.parametrize("kind", ["tanh", "relu"])
 def test_softening_of_an_rnn_is_that_of_its_spectral_radius(kind: str, rows: int) -> None:
-    """Oracle: ln of the radius of the scaled weights, which is the rate where inputs are so small that tanh is linear."""
+    """Oracle: ln of the radius of the scaled weights: the rate where inputs are so small that tanh is linear."""
     path = path_of(with_gain(nn.RNN(3, 24, nonlinearity=kind), 3.0), 1e-6 * noise(steps=50, rows=rows))
     factor = softening(path)
     scaled = path.recurrence.replace(weight_hh=factor * path.recurrence.weight_hh)
