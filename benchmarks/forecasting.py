@@ -41,7 +41,7 @@ from torch import Generator, Tensor, nn
 from lightning_lyapunov import lyapunov_spectrum
 from lightning_lyapunov.reading.times import predictability_time
 
-KEPT = Path(__file__).resolve().parents[1] / "runs" / "forecasting.jsonl"
+KEPT = Path(__file__).parent / "results" / "forecasting.jsonl"
 DT, NOISE, RATE = 0.05, 0.02, 0.9056
 """Units of time between samples; standard deviations; largest exponent of the Lorenz system, nats per unit of time."""
 HIDDEN, WINDOW, BATCH, LEARNING_RATE, CLIP = 40, 70, 32, 4e-3, 1.0

@@ -44,7 +44,7 @@ from lightning_lyapunov.bank.tasks.text import ALPHABETS, text
 from lightning_lyapunov.reading.distance import spectrum_distance
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = Path(__file__).with_name("pruning_results.jsonl")
+RESULTS = Path(__file__).parent / "results" / "pruning.jsonl"
 KEPT = ROOT / "runs" / "bench" / "pruning"
 CHOSEN_ON, TESTED_ON = "digits", "characters"
 STUDIED = ("gru", "lstm")

@@ -121,7 +121,7 @@ def _longer_memory(run: Run) -> str:
     begin = "begin again and " * (newest.step > 0)
     return (
         f"If the task asks to hold something so long, {begin}set the spectrum before training: {call}"
-        f"`LyapunovConditioning(lag={lag})` among the callbacks. If it does not, leave it: conditioning then harms."
+        f"`LyapunovConditioning(lag={lag})` among the callbacks. If it does not, leave it: conditioning can harm then."
     )
 
 

@@ -371,7 +371,10 @@ class LyapunovConditioning(pl.Callback):
         if tied := ties(model, layer, changed.values()):
             self._notices.tell(f"{_shown(name)} shares weights that were set with {_listed(tied)}.", warn=True)
         guests = [guest for guest in trainer.callbacks if guest is not self]  # type: ignore[attr-defined]
-        if held := copies(model, guests, [found[of] for of in changed]):
+        layers = [probe.layer for probe in self._probes.values()]
+        own = [tensor for one in layers for tensor in (*one.parameters(), *one.buffers())]
+        # By all its matrices: of a layer with gates, biases alone are set, which are too alike to tell whose they are.
+        if changed and (held := copies(model, guests, found.values(), own)):
             self._notices.tell(
                 f"weights that {_shown(name)} had before are still held by {_listed(held)}. If that is to follow the "
                 f"layer, copy them anew in on_train_start, behind {type(self).__name__} in the list of callbacks; a "

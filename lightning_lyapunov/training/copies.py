@@ -26,7 +26,9 @@ def ties(model: nn.Module, layer: nn.Module, parameters: Iterable[Tensor]) -> li
     ]
 
 
-def copies(model: nn.Module, guests: Iterable[object], values: Iterable[Tensor]) -> list[str]:
+def copies(
+    model: nn.Module, guests: Iterable[object], values: Iterable[Tensor], own: Iterable[Tensor] = ()
+) -> list[str]:
     """Where else matrices of the same values are held: by other parts of a model, or by guests of its training.
 
     So are target networks and running averages found. An average that has not begun, which will begin with whatever
@@ -36,13 +38,18 @@ def copies(model: nn.Module, guests: Iterable[object], values: Iterable[Tensor])
         model: Where to look.
         guests: Callbacks, whose attributes are looked at: modules, and tensors by name.
         values: What to look for; vectors, which are often alike, are passed over.
+        own: Tensors that are no copies: those of the layers themselves, which may hold what they held.
 
     Returns:
         The name of each place.
     """
     matrices = [value for value in values if value.dim() > 1 and bool(value.any())]
-    places = [*_tensors(model), *(place for guest in guests for place in _held(guest))]
-    return [name for name, tensor in places if any(_is_same(tensor, value) for value in matrices)]
+    places, themselves = [*_tensors(model), *(place for guest in guests for place in _held(guest))], set(own)
+    return [
+        name
+        for name, tensor in places
+        if tensor not in themselves and any(_is_same(tensor, value) for value in matrices)
+    ]
 
 
 def _held(guest: object) -> Iterator[tuple[str, Tensor]]:

@@ -568,15 +568,34 @@ def test_shared_weights_are_told() -> None:
 class Target(Regressor):
     """With a copy of its layer, as in learning from one's own guesses."""
 
-    def __init__(self) -> None:
-        super().__init__(nn.RNN(3, 16, batch_first=True))
+    def __init__(self, kind: Callable[..., nn.RNNBase]) -> None:
+        super().__init__(kind(3, 16, batch_first=True))
         self.target = copy.deepcopy(self.rnn)
 
 
-def test_a_copy_of_the_layer_is_told() -> None:
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])  # of the latter two biases alone are set
+def test_a_copy_of_the_layer_is_told(kind: Callable[..., nn.RNNBase]) -> None:
     with told() as texts:
-        in_order(LyapunovConditioning("rnn", lag=LAG), model=Target())
+        in_order(LyapunovConditioning("rnn", lag=LAG), model=Target(kind))
     assert len(texts) == 1 and "still held by target.weight_ih_l0, target.weight_hh_l0." in texts[0]
+
+
+class Twins(Regressor):
+    """A stack of modules that began as copies of one."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.GRU(3, 3, batch_first=True))
+        self.above = copy.deepcopy(self.rnn)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.above(x)[0])
+
+
+def test_layers_that_are_conditioned_themselves_are_no_copies() -> None:
+    ours = LyapunovConditioning(lag=LAG)
+    with told() as texts:
+        in_order(ours, model=Twins())
+    assert ours.report["above"].applied and ours.report["rnn"].applied and not texts
 
 
 class Shadow(pl.Callback):

@@ -47,6 +47,8 @@ def test_copies_in_the_model_hold_the_values_in_tensors_of_their_own() -> None:
     model = Model()
     before = weights(model)
     assert copies(model, [], before) == ["one.weight_ih_l0", "one.weight_hh_l0", "head.weight"]
+    assert copies(model, [], before, [model.one.weight_hh_l0]) == ["one.weight_ih_l0", "head.weight"]
+    assert copies(model, [], before, model.one.parameters()) == []
     with torch.no_grad():
         model.one.weight_ih_l0.mul_(2)
         model.one.weight_hh_l0.mul_(2)
