@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -135,6 +136,20 @@ def test_code_of_the_pages_runs(page: str, monkeypatch: pytest.MonkeyPatch, tmp_
     assert blocks
     monkeypatch.chdir(tmp_path)
     exec("\n".join(blocks), {})
+
+
+def test_code_of_the_page_on_acting_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And what it defines can be called."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    scope: dict[str, Any] = {}
+    exec("\n".join(sections_of("acting").values()), scope)
+    assert scope["report"].applied
+    network, forecaster = scope["Calm"](), scope["Forecaster"](torch.randn(8, 20, 1))
+    network.training_step((scope["x"], torch.randint(4, (16,))), 0).backward()
+    assert network.rnn.weight_hh_l0.grad.isfinite().all()
+    step, state = forecaster.closed_loop()
+    assert [part.shape for part in step(None, state)] == [(8, 40), (8, 1)]
 
 
 def sections_of(page: str) -> dict[str, str]:
