@@ -95,6 +95,22 @@ def test_the_gate_looks_at_the_mean_and_at_the_worst_run(
 
 
 @pytest.mark.parametrize(
+    ("task", "after", "told"),
+    [
+        ("recall", [0.9, 1.0, 1.1], "**helps** +.500 ± .248 (3)"),
+        ("forecast", [0.9, 1.0, 1.1], "**harms** +.500 ± .248 (3)"),
+        ("recall", [0.4, 0.5, 0.7], "+.033 ± .379 (3)"),
+        ("recall", [0.4], ""),
+    ],
+)
+def test_help_and_harm_are_told_beyond_their_bars(tables: ModuleType, task: str, after: list[float], told: str) -> None:
+    """By hand: .4, .5, .6 spread by .1, so their mean errs by .058, and 4.303 times that; -.1, 0, .2 by .153."""
+    made = [{"task": task, "seed": seed, "result": result} for seed, result in enumerate([0.5, 0.5, 0.5])]
+    set_to = [{"task": task, "seed": seed, "result": result} for seed, result in enumerate(after)]
+    assert tables.effect(made, set_to) == told
+
+
+@pytest.mark.parametrize(
     ("readings", "met"), [([0.5] * 12 + [0.991], True), ([0.5] * 13 + [0.991], False), ([0.5, 0.995], True)]
 )
 def test_when_a_task_was_learnt_is_read_off_its_readings(tables: ModuleType, readings: list[float], met: bool) -> None:

@@ -8,6 +8,8 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from lightning_lyapunov.engine.statistics import student
+
 Row = dict[str, Any]
 LABELS = {
     "simple": "simple rule",
@@ -25,6 +27,7 @@ DEMANDED = 0.99
 def page(rows: list[Row]) -> str:
     """Every table of which there are rows, and the verdicts."""
     parts = [
+        summary(rows),
         *(xor(rows, delay) for delay in (20, 10)),
         recall(rows),
         *(accuracies(rows, task, title) for task, title in ACCURACIES.items()),
@@ -95,6 +98,49 @@ def label(start: str) -> str:
 
 
 # Tables ---------------------------------------------------------------------------------------------------------------
+
+
+TASKS = {
+    "recall": "recall over 40 steps: yes",
+    "xor-20": "XOR of 20 and 40 steps ago: yes",
+    "xor-10": "XOR of 10 and 20 steps ago: yes",
+    "match": "delayed match, 40 steps: yes",
+    "adding": "adding, 60 steps: yes",
+    "pixels": "digits, 64 steps of a pixel: no",
+    "rows": "digits, 8 steps of a row: no",
+    "characters": "the next character, nats: no",
+    "forecast": "forecasts with darts, error: no",
+}
+"""And whether the task asks to hold something for as long as its lag says."""
+
+
+def summary(rows: list[Row]) -> str:
+    """What setting the spectrum changes, in the same seeds."""
+    lines = []
+    for task, text in TASKS.items():
+        nets = [effect(of(rows, task, net, "as made"), of(rows, task, net, "hold")) for net in ("RNN", "GRU", "LSTM")]
+        if any(nets):
+            lines.append([*text.rsplit(": ", 1), *(net or "–" for net in nets)])
+    head = ["task", "asks to hold", "RNN", "GRU", "LSTM"]
+    title = "Where it helps, where it harms: `condition(lag=…)` less torch's weights"
+    rule = (
+        "The mean difference of pairs of one seed with its 95 % bar, and their number; told where it is beyond the bar."
+    )
+    return f"### {title}\n\n{rule}\n\n{table(head, lines)}" if lines else ""
+
+
+def effect(made: Sequence[Row], conditioned: Sequence[Row]) -> str:
+    """``**helps** +.64 ± .05 (8)``: beyond its 95 % bar; an error counts as worse where it is larger."""
+    before, after = ({row["seed"]: row["result"] for row in group} for group in (made, conditioned))
+    sign = -1 if made and made[0]["task"] == "forecast" else 1
+    gains = [after[seed] - before[seed] for seed in sorted(before.keys() & after.keys())]
+    if len(gains) < 2:
+        return ""
+    mean, error = statistics.fmean(gains), statistics.stdev(gains) / math.sqrt(len(gains))
+    error *= student(len(gains) - 1)
+    is_beyond = abs(mean) > error
+    said = f"{shown(mean, '+.3f')} ± {shown(error)} ({len(gains)})"
+    return f"**{'helps' if sign * mean > 0 else 'harms'}** {said}" if is_beyond else said
 
 
 def xor(rows: list[Row], delay: int) -> str:

@@ -53,8 +53,8 @@ def condition(
     r"""Set a layer's weights, in place, so that it can hold something over so many steps from the first update on.
 
     For tasks that are known to ask for it: recall, copying, adding, comparing with what was seen ``lag`` steps ago. It
-    takes torch's default weights of a fraction of a second. Where nothing is to be held for long it harms, gated layers
-    above all: docs/acting.md has the table.
+    takes a fraction of a second. Where nothing is to be held for long it harms, gated layers above all: docs/acting.md
+    has the table.
 
     Layers of a stack are set from below, each along the outputs of those already set. How, for each kind of layer:
     :mod:`lightning_lyapunov.conditioning.scaling`. If the spectrum on other sequences is no nearer to the target
@@ -148,9 +148,12 @@ def check_layer(module: Any, method: str = "scaling") -> None:
     if method == "flossing" and isinstance(module, nn.Module) and family_of(module) is None:
         return
     if family_of(module) is None:
+        parts = module.named_modules() if isinstance(module, nn.Module) else ()
+        inside = ", ".join(name for name, part in parts if name and family_of(part) is not None)
+        cure = f"To set a layer inside it, pass one of these with the inputs that reach it: {inside}. " * bool(inside)
         raise ValueError(
-            f"layer must be an nn.RNN, nn.GRU or nn.LSTM, or one of torch's cells; got {type(module).__name__}. A "
-            "module cell(x, state) -> state of your own can be flossed: method='flossing', with its state."
+            f"layer must be an nn.RNN, nn.GRU or nn.LSTM, or one of torch's cells; got {type(module).__name__}. {cure}"
+            "A module cell(x, state) -> state of your own can be flossed: method='flossing', with its state."
         )
     check_supported(module)
     if any(hasattr(parameter, "full_tensor") for parameter in module.parameters()):
@@ -171,7 +174,7 @@ def check(lag: float, shape: str, method: str, k: int | None) -> None:
         raise ValueError(f"lag must be a number of steps, at least 1, that something is to be held for; got {lag!r}.")
     for name, value, choices in (("shape", shape, get_args(Shape)), ("method", method, get_args(Method))):
         if value not in choices:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}.")
+            raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}; got {value!r}.")
     if k is not None and (isinstance(k, bool) or not isinstance(k, Integral) or k < 1):
         raise ValueError(f"k must be at least 1, or None for the leading H, at most {MOST}; got {k!r}.")
 
@@ -210,6 +213,8 @@ def _rms(spectrum: LyapunovSpectrum, target: float) -> float:
 
 def _why_not(after: LyapunovSpectrum, rms_before: float, rms_after: float, lag: float) -> str:
     """Why the weights are better put back; empty where they are not."""
+    if float(after.exponents[0]) == -math.inf:
+        return "all directions of its state are dead after it"
     if not math.isfinite(rms_after) or math.isnan(float(after.exponents[0])):
         return "the exponents after it are not known"
     if rms_after >= rms_before:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -56,8 +56,9 @@ class Descent:
             if isinstance(value := getattr(self, name), bool) or not isinstance(value, Integral):
                 raise ValueError(f"{name} must be a whole number; got {value!r}.")
         for name in ("steps", "tolerance", "learning_rate", "clip", "max_seconds"):
-            if not (value := getattr(self, name)) >= 0:
-                raise ValueError(f"{name} must be at least 0; got {value}.")
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Real) or not float(value) >= 0:
+                raise ValueError(f"{name} must be a number, at least 0; got {value!r}.")
         if not 0 <= self.transient < self.num_steps:
             raise ValueError(f"transient must lie in [0, {self.num_steps - 1}], below num_steps; got {self.transient}.")
 

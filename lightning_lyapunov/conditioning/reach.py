@@ -31,7 +31,8 @@ def reach(layer: Any, inputs: Sequences, state: State | None = None, seed: int =
         seed: Of the probes.
 
     Returns:
-        The mean over sequences; -inf where nothing of the first input is left in any of them.
+        The mean over sequences; -inf where nothing of the first input is left in any of them, inf where what it does
+        outgrows the layer's type.
     """
     dtype = next((p.dtype for p in layer.parameters()), torch.get_default_dtype())
     values = inputs.values.detach().to(dtype).clone().requires_grad_()
@@ -46,7 +47,9 @@ def reach(layer: Any, inputs: Sequences, state: State | None = None, seed: int =
         by_input = _pulled(last, values, probe).double().flatten(2)
         squares += torch.stack([by_input[0], by_input[ends, rows]]).square().sum(-1)
     logs = 0.5 * (squares[0] / squares[1]).log()
-    return float(logs[logs.isfinite()].mean()) if logs.isfinite().any() else -math.inf
+    if logs.isfinite().any():
+        return float(logs[logs.isfinite()].mean())
+    return -math.inf if (squares[0] == 0).all() else math.inf
 
 
 def _pulled(last: Tensor, values: Tensor, probe: Tensor) -> Tensor:

@@ -64,19 +64,19 @@ class Conditioning:
         if not self.applied:
             return f"left as it was, as {self.reason}: {told}; tried: {done}"
         now, then = _times(self.reach_after), _times(self.reach_before)
-        reach = f"in the end the first input counts {now} as much as the last, before {then}"
+        reach = f"in the end the first input counts {now} as much as the last ({then} before)"
         if self.is_blind:
             reach += ", so nothing of it is held, whatever the exponents say"
         return f"{told}; {reach}: {done}"
 
 
 def _times(nats: float) -> str:
-    """A ratio, as ``0.39 times``; ``10^-9 times`` where next to nothing is left."""
-    return (
-        "0 times"
-        if nats == -math.inf
-        else f"{two_digits(math.exp(nats)) if nats > 0 else f'{math.exp(nats):.1g}'} times"
-    )
+    """A ratio, as ``0.4 times``; ``3·10^-9 times`` where next to nothing is left."""
+    if math.isinf(nats):
+        return "∞ times" if nats > 0 else "0 times"
+    if nats > 0:
+        return f"{two_digits(math.exp(nats))} times"
+    return f"{math.exp(nats):.1g} times".replace("e-0", "·10^-").replace("e-", "·10^-")
 
 
 def _span(spectrum: LyapunovSpectrum) -> str:

@@ -29,8 +29,8 @@ def spectrum_distance(a: LyapunovSpectrum | Measurement | Tensor, b: LyapunovSpe
         The distance, a number without unit: 0 for the same spectrum, never above the larger :math:`e^{\lambda_1}`.
 
     Raises:
-        ValueError: If exponents are not a vector of one or more, or one of them is unknown (NaN) or too large for its
-            factor to be finite.
+        ValueError: If one is none of these, if exponents are not a vector of one or more, or one of them is unknown
+            (NaN) or too large for its factor to be finite.
 
     Source: the distance of Wasserstein, of order 2, between the factors. That between sparse and dense networks as they
     train is due to Zheng and Shlizerman (2025), arXiv:2506.07975, who take the root of the sum of squares in λ itself.
@@ -56,7 +56,11 @@ def _width(spectrum: LyapunovSpectrum | Measurement | Tensor) -> int:
 
 def _factors(name: str, spectrum: LyapunovSpectrum | Measurement | Tensor) -> Tensor:
     """Growth factors (K,) per step, largest first."""
-    exponents = spectrum if isinstance(spectrum, Tensor) else spectrum.exponents
+    exponents = spectrum if isinstance(spectrum, Tensor) else getattr(spectrum, "exponents", None)
+    if not isinstance(exponents, Tensor):
+        raise ValueError(
+            f"{name} must be a spectrum, a measurement, or a tensor of exponents; got {type(spectrum).__name__}."
+        )
     if exponents.dim() != 1 or not len(exponents):
         raise ValueError(
             f"{name} must be a vector of exponents, (K,) with K of at least 1; got {tuple(exponents.shape)}."

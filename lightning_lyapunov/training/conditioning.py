@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from lightning_lyapunov.capture.finding import find
 from lightning_lyapunov.capture.probe import Probe, probe_of
 from lightning_lyapunov.conditioning import Conditioning, condition
-from lightning_lyapunov.conditioning.condition import Method, Shape, check
+from lightning_lyapunov.conditioning.condition import Method, Shape, check, check_layer
 from lightning_lyapunov.conditioning.flossing import Descent
 from lightning_lyapunov.conditioning.rows import SEQUENCES, STEPS
 from lightning_lyapunov.conditioning.weights import put_back, put_back_on_error
 from lightning_lyapunov.engine.isolation import evaluating
+from lightning_lyapunov.engine.maps.families import family_of
+from lightning_lyapunov.engine.system import unwrap
 from lightning_lyapunov.monitoring.loggers.trackers import log_measurement, prepare
 from lightning_lyapunov.monitoring.notices import Notices
 from lightning_lyapunov.training.copies import copies, ties
@@ -160,8 +162,8 @@ class LyapunovConditioning(pl.Callback):
         )  # fmt: skip
         if self.module is not None and not self.module:
             raise ValueError("module must name at least one layer, or be None for all; got none.")
-        if self.num_sequences < 1:
-            raise ValueError(f"num_sequences must be at least 1; got {self.num_sequences}.")
+        if isinstance(self.num_sequences, bool) or not isinstance(self.num_sequences, int) or self.num_sequences < 1:
+            raise ValueError(f"num_sequences must be a whole number, at least 1; got {self.num_sequences!r}.")
         if not self.prefix or self.prefix != self.prefix.strip("/"):
             raise ValueError(f"prefix must be a name without slashes at its ends; got {self.prefix!r}.")
 
@@ -264,8 +266,8 @@ class LyapunovConditioning(pl.Callback):
         if (updates := _updates(trainer)) > 0:
             self._is_due = False
             self._notices.tell(
-                f"nothing is done: this fit goes on after {updates} updates, and a network that has been trained is "
-                "not conditioned."
+                f"nothing is done: this fit goes on after {updates} update{'s' * (updates != 1)}, and a network that "
+                "has been trained is not conditioned."
             )
         elif TrainerRanks(trainer).from_first(any(probe.has_recorded for probe in self._probes.values())):
             self._condition(trainer, pl_module)
@@ -343,8 +345,11 @@ class LyapunovConditioning(pl.Callback):
         """Condition a layer along the inputs that reached it, which was ``found`` with other weights."""
         with evaluating(probe.layer):  # a cell of the user's own is called to learn how, and others may be recording
             inputs, state, _ = probe.sequences()
+        system = probe.system(probe.layer)
+        if family_of(unwrap(system)) is None:
+            check_layer(unwrap(probe.layer), self.method)  # which knows it by its own name
         report = condition(
-            probe.system(probe.layer),
+            system,
             inputs,
             lag=self.lag,
             shape=self.shape,

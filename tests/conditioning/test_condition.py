@@ -184,8 +184,8 @@ def test_done_twice_it_is_no_worse(kind: str) -> None:
 @pytest.mark.parametrize(
     ("make", "inputs", "reason"),
     [
-        (lambda: nn.RNN(3, 8, nonlinearity="relu"), 0 * noise(), "the exponents after it are not known"),
-        (lambda: nn.GRU(3, 8), 1e4 * noise(), "the exponents after it are not known"),
+        (lambda: nn.RNN(3, 8, nonlinearity="relu"), 0 * noise(), "all directions of its state are dead after it"),
+        (lambda: nn.GRU(3, 8), 1e4 * noise(), "all directions of its state are dead after it"),
     ],
 )
 def test_where_it_did_not_help_weights_come_back(make: Callable[[], Any], inputs: Tensor, reason: str) -> None:
@@ -319,6 +319,7 @@ class Reversed(nn.GRU):
         (lambda: nn.LSTMCell(3, 4, bias=False), r"LSTMCell\(bias=False\) has no bias"),
         (lambda: nn.Linear(3, 4), "layer must be an nn.RNN, nn.GRU or nn.LSTM, or one of torch's cells; got Linear"),
         (Own, "of your own can be flossed: method='flossing'"),
+        (lambda: nn.Sequential(nn.Linear(3, 3), nn.GRU(3, 4)), "got Sequential. To set a layer inside it, .*: 1[.]"),
         (lambda: Reversed(3, 4), "Reversed replaces the forward pass of nn.GRU"),
         (lambda: frozen(nn.RNN(3, 4), "weight_hh_l0"), "weight_hh_l0 is frozen"),
         (lambda: frozen(nn.RNN(3, 4, num_layers=2), "weight_hh_l1"), "weight_hh_l1 is frozen"),
@@ -363,8 +364,8 @@ def test_long_lag_gives_a_report(kind: str) -> None:
         ({"k": "3"}, "k must be at least 1"),
         ({"k": True}, "k must be at least 1"),
         ({"k": 2.5}, "k must be at least 1"),
-        ({"shape": "spread"}, "shape must be one of 'hold'; got 'spread'"),
-        ({"method": "magic"}, "method must be one of 'scaling', 'flossing'; got 'magic'"),
+        ({"shape": "spread"}, "shape must be 'hold'; got 'spread'"),
+        ({"method": "magic"}, "method must be 'scaling' or 'flossing'; got 'magic'"),
     ],
 )
 def test_arguments_out_of_range_are_refused(options: dict[str, Any], sentence: str) -> None:

@@ -7,7 +7,6 @@ import pytest
 from made import spectrum
 
 from lightning_lyapunov.conditioning import Conditioning
-from lightning_lyapunov.conditioning.report import BLIND
 
 
 def report(**more: Any) -> Conditioning:
@@ -28,7 +27,7 @@ def report(**more: Any) -> Conditioning:
 def test_sentence_tells_exponents_reach_and_changes() -> None:
     told = str(report())
     assert "exponents from -2.300 … -0.60 ± 0.03 to -0.060 … -0.04 ± 0.03 nats/step (target -0.05)" in told
-    assert "the first input counts 0.4 times as much as the last, before 2e-11 times" in told
+    assert "the first input counts 0.4 times as much as the last (2·10^-11 times before)" in told
     assert told.endswith("recurrent weights made orthogonal, inputs × 0.14, 0.3 s")
     assert "\n" not in told and "nothing of it is held" not in told
 
@@ -41,7 +40,7 @@ def test_layer_that_was_left_says_so_first_and_why() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reach", "is_blind"), [(BLIND - 0.01, True), (-math.inf, True), (BLIND + 0.01, False), (1.0, False)]
+    ("reach", "is_blind"), [(math.log(9e-4), True), (-math.inf, True), (math.log(1.1e-3), False), (1.0, False)]
 )
 def test_blindness_is_a_thousandth(reach: float, is_blind: bool) -> None:
     told = report(reach_after=reach)
@@ -50,7 +49,16 @@ def test_blindness_is_a_thousandth(reach: float, is_blind: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("nats", "words"), [(-math.inf, "0 times"), (0.0, "1 times"), (math.log(31.0), "31 times"), (-50.0, "2e-22 times")]
+    ("nats", "words"),
+    [
+        (-math.inf, "0 times"),
+        (math.inf, "∞ times"),
+        (0.0, "1 times"),
+        (math.log(31.0), "31 times"),
+        (-50.0, "2·10^-22 times"),
+        (-20.0, "2·10^-9 times"),
+        (-3.0, "0.05 times"),
+    ],
 )
 def test_ratios_of_any_size_are_told(nats: float, words: str) -> None:
     assert f"counts {words} as much as the last" in str(report(reach_after=nats))

@@ -106,6 +106,17 @@ def test_unit_that_is_on_fades_by_its_weight(steps: int) -> None:
     assert reach(layer, inputs) == pytest.approx((steps - 1) * math.log(0.7), abs=1e-5)
 
 
+def test_what_outgrows_the_type_is_infinite() -> None:
+    """A unit that grows tenfold a step: a float32 holds 38 of them."""
+    layer = relu(1, 1, bias=False)
+    with torch.no_grad():
+        layer.weight_hh_l0.fill_(10.0)
+        layer.weight_ih_l0.fill_(1.0)
+    inputs = noise(60, 2, 1).abs()
+    assert reach(layer, sequences(inputs)) == math.inf
+    assert reach(layer.double(), sequences(inputs.double())) == pytest.approx(59 * math.log(10.0), abs=1e-5)
+
+
 def test_scale_of_the_inputs_is_not_in_it() -> None:
     """Oracle: a linear network, one of relu whose units are on."""
     layer = relu(3, 4)

@@ -332,6 +332,17 @@ def test_dead_directions_in_a_loss_put_no_nan_anywhere() -> None:
         assert layer.weight_hh_l0.grad.isfinite().all() and layer.weight_hh_l0.grad.any()
 
 
+def test_a_direction_that_is_dead_in_most_sequences_puts_no_nan_either() -> None:
+    """Units of relu on inputs of either sign, which die sooner in some sequences than in others."""
+    layer = network("relu", INPUT, HIDDEN)
+    inputs = noise(30, BATCH, INPUT)
+    alone = [lyapunov_exponents(layer, inputs[:, b : b + 1]) for b in range(BATCH)]
+    exponents = lyapunov_exponents(layer, inputs)
+    assert any((exponents.isneginf() & one.isfinite()).any() for one in alone)
+    exponents.square().sum().backward()
+    assert layer.weight_hh_l0.grad.isfinite().all()
+
+
 def test_of_a_network_in_which_nothing_lives() -> None:
     layer, inputs = relu_with_dead_units(HIDDEN), noise(10, BATCH, INPUT)
     exponents, gain = lyapunov_exponents(layer, inputs), lyapunov_growth(layer, inputs)
