@@ -7,8 +7,8 @@ B sequences, as a user makes one. Beside them stands a long run, the truth.
     coverage      in how many measurements the bar, `error`, holds the long-run value.
     settled       in how many the spectrum says yes; coverage is then that of those.
 
-Networks, and the limits in the tables, are those of issue 11; a table's verdict is computed. Results of each network
-are kept in runs/calibration, and a run that was interrupted goes on; delete the folder to measure anew.
+Networks and the limits in the tables were fixed before anything was measured; a table's verdict is computed. Results
+of each network are kept in runs/calibration, and a run that was interrupted goes on; delete the folder to measure anew.
 
 Usage: python benchmarks/calibration.py [--quick] [--out FILE.md]
 """
@@ -616,7 +616,7 @@ def whole(records: Iterable[Row]) -> list[Row]:
 
 @dataclass(frozen=True)
 class Target:
-    """A demand of issue 11, what was measured, and whether it is met."""
+    """What is demanded, what was measured, and whether it is met."""
 
     what: str
     demand: str

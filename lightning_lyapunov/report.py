@@ -6,7 +6,7 @@ import base64
 import math
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -20,10 +20,11 @@ import torch
 
 import lightning_lyapunov
 from lightning_lyapunov.files import write_whole
+from lightning_lyapunov.names import ON_REQUEST
 from lightning_lyapunov.reading.conditions import has_settled, is_chaotic, is_dead, largest
 from lightning_lyapunov.reading.history import History, Measurement
 from lightning_lyapunov.reading.rules import findings
-from lightning_lyapunov.reading.words import factor, horizon, steps_of
+from lightning_lyapunov.reading.words import factor, horizon, plus_minus, steps_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -116,6 +117,7 @@ def write_report(
     template = environment.from_string(files("lightning_lyapunov").joinpath("report.html").read_text("utf-8"))
     chosen = [history[i] for i in _thinned(len(history))]
     with_source = len({m.source for m in history}) > 1
+    asked = {name for name in ON_REQUEST if any(name in m.metrics for m in history)}
     page = template.render(
         title=title,
         written=datetime.now().astimezone(),
@@ -124,8 +126,8 @@ def write_report(
         runs_before=history.runs_before,
         findings=[(finding, *LEVELS[finding.level]) for finding in findings(history)],
         pictures=_pictures(history, latent_map),
-        headings=list(_row(history[-1], with_source)),
-        rows=[(is_chaotic(m), list(_row(m, with_source).values())) for m in chosen],
+        headings=list(_row(history[-1], with_source, asked)),
+        rows=[(is_chaotic(m), list(_row(m, with_source, asked).values())) for m in chosen],
         measurements=len(history),
         settings=[(name, _shortened(value)) for name, value in _flat(settings or {})],
         versions=_versions(),
@@ -143,8 +145,14 @@ def _thinned(count: int) -> list[int]:
     return [round(i * (count - 1) / (ROWS - 1)) for i in range(ROWS)]
 
 
-def _row(m: Measurement, with_source: bool = False) -> dict[str, str]:
-    """One measurement, by the headings of the table; with what drove it where that is not always the same."""
+def _row(m: Measurement, with_source: bool = False, asked: Collection[str] = ()) -> dict[str, str]:
+    """One measurement, by the headings of the table.
+
+    Args:
+        m: The measurement.
+        with_source: Whether to tell what drove it, where that is not always the same.
+        asked: Figures that are there only where somebody asked for them, by name.
+    """
 
     def get(name: str) -> float:
         return m.metrics.get(name, math.nan)
@@ -166,6 +174,8 @@ def _row(m: Measurement, with_source: bool = False) -> dict[str, str]:
         "predicted skill": _known(get("aelle/performance"), ".2f") + interval,
         "reached": _known(m.reached, ".2f"),
         "trusted": _percent(get("trusted_fraction")),
+        **({"closed loop": _closed_loop(m)} if "closed_loop_max" in asked else {}),
+        **({"distance": _known(get("distance"), ".3f")} if "distance" in asked else {}),
         "seconds": _known(get("seconds"), ".2f"),
     }
 
@@ -198,6 +208,8 @@ def _summary(history: History) -> list[tuple[str, str, str]]:
             f"80 % interval {interval}" if interval else "0 chance, 1 best",
         ),
         ("Skill so far", row["reached"], "0 chance, 1 best"),
+        ("Closed loop", _closed_loop(last), "nats per step, the model fed with its own forecasts"),
+        ("Distance from the reference", _known(last.metrics.get("distance"), ".3f"), "of e^λ, root mean square"),
     ]
     return [fact for fact in facts if fact[1] != UNKNOWN]
 
@@ -220,6 +232,12 @@ def _largest(m: Measurement) -> str:
     if value == -math.inf:
         return "dead (−∞)" if is_dead(m) else "−∞"
     return _known(value, "+.3f") + ("" if math.isnan(error) or math.isnan(value) else f" ± {error:.3f}")
+
+
+def _closed_loop(m: Measurement) -> str:
+    """The largest exponent of the closed loop and its error."""
+    value, error = (m.metrics.get(name, math.nan) for name in ("closed_loop_max", "closed_loop_error"))
+    return UNKNOWN if math.isnan(value) else plus_minus(value, error).replace("-", "−")
 
 
 def _factor(nats: float) -> str:

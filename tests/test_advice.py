@@ -27,6 +27,10 @@ class Network(nn.Module):
         return outputs[:, -1]
 
 
+def relu(*args: int, **options: bool) -> nn.RNN:
+    return nn.RNN(*args, nonlinearity="relu", **options)
+
+
 def strong(make: Callable[..., nn.RNNBase], gain: float, layers: int = 1) -> nn.RNNBase:
     layer = make(INPUT, HIDDEN, layers, batch_first=True)
     for name, weight in layer.named_parameters():
@@ -56,7 +60,7 @@ def inputs() -> Tensor:
 
 @pytest.mark.parametrize(
     ("make", "gain", "layers"),
-    [(nn.RNN, 2.5, 1), (nn.RNN, 6.0, 1), (nn.RNN, 4.0, 2), (nn.GRU, 12.0, 1), (nn.LSTM, 10.0, 1)],
+    [(nn.RNN, 2.5, 1), (nn.RNN, 6.0, 1), (nn.RNN, 4.0, 2), (relu, 4.0, 1), (nn.GRU, 12.0, 1), (nn.LSTM, 10.0, 1)],
 )
 def test_recurrent_weights_that_are_scaled_as_told_are_no_longer_chaotic(
     make: Callable[..., nn.RNNBase], gain: float, layers: int, inputs: Tensor

@@ -224,6 +224,20 @@ def test_what_other_data_drove_is_told_in_the_table(tmp_path: Path) -> None:
     assert "driven" not in report._told("training", history([0.1] * 3))
 
 
+def test_what_was_asked_for_has_a_column_and_a_line(tmp_path: Path) -> None:
+    """Of a run that asked for nothing the page has neither."""
+    plain = written(tmp_path, history([0.1, 0.1]))
+    assert "closed loop" not in plain.source and "Distance from" not in plain.source
+    figures = {"closed_loop_max": -0.0412, "closed_loop_error": 0.003, "distance": 0.25}
+    made = History()
+    for one in history([0.1, 0.1]):
+        made.append(replace(one, metrics=figures))
+    page = written(tmp_path, made)
+    headings = page.source.partition("<tbody>")[0].rpartition("<thead>")[2]
+    assert "closed loop" in headings and "distance" in headings
+    assert page.source.count("−0.041 ± 0.003") == 3 == page.source.count(">0.250<")
+
+
 @pytest.mark.parametrize(
     ("known", "told"),
     [

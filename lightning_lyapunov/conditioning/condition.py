@@ -156,6 +156,8 @@ def check_layer(module: Any, method: str = "scaling") -> None:
             "A module cell(x, state) -> state of your own can be flossed: method='flossing', with its state."
         )
     check_supported(module)
+    if method == "scaling" and not any(parameter.requires_grad for parameter in module.parameters()):
+        raise ValueError("layer: its parameters are frozen (requires_grad=False), so it is left as it is.")
     if any(hasattr(parameter, "full_tensor") for parameter in module.parameters()):
         raise ValueError("layer: its parameters are sharded; condition it before it is, on each rank alike.")
     if method == "scaling" and is_gated(module) and not module.bias:
@@ -217,6 +219,8 @@ def _why_not(after: LyapunovSpectrum, rms_before: float, rms_after: float, lag: 
         return "all directions of its state are dead after it"
     if not math.isfinite(rms_after) or math.isnan(float(after.exponents[0])):
         return "the exponents after it are not known"
+    if rms_after >= rms_before and rms_before < 1 / lag:
+        return "its exponents lay within 1 / lag of the target already"
     if rms_after >= rms_before:
         return (
             f"its exponents are no nearer to the target after it (rms {rms_before:.2g} before, {rms_after:.2g} after)"

@@ -60,7 +60,7 @@ class Conditioning:
 
     def __str__(self) -> str:
         done = f"{', '.join(self.changed)}, {self.seconds:.1f} s"
-        told = f"exponents from {_span(self.before)} to {_span(self.after)} nats/step (target {self.target:+.2g})"
+        told = f"exponents from {_span(self.before)} to {_span(self.after)} nats/step (target {self.target or 0.0:.2g})"
         if not self.applied:
             return f"left as it was, as {self.reason}: {told}; tried: {done}"
         now, then = _times(self.reach_after), _times(self.reach_before)

@@ -109,7 +109,9 @@ def _hold_by_relu(path: Trajectory, recurrence: ElmanMap, lag: float) -> Setting
     identity = math.exp(target) * torch.ones_like(recurrence.bias_hh).diag()
     zeros = torch.zeros_like(recurrence.bias_ih)
     weights = {"weight_hh": identity, "bias_ih": zeros, "bias_hh": zeros}
-    return Setting(weights, (f"recurrent weights {math.exp(target):.3g} × the identity", "no bias"), target)
+    changes = (f"recurrent weights {math.exp(target):.3g} × the identity",)
+    has_bias = bool(recurrence.bias_ih.any() or recurrence.bias_hh.any())
+    return Setting(weights, (*changes, "no bias") if has_bias else changes, target)
 
 
 def _hold_by_gate(path: Trajectory, recurrence: GatedMap, lag: float) -> Setting:
@@ -149,10 +151,10 @@ def _gate_bias(recurrence: GatedMap, bias: float) -> dict[str, Tensor]:
 def softening(path: Trajectory, rate: float = SOFT) -> float:
     r"""The factor on its recurrent weights that takes a layer's largest exponent from above 0 to a rate or below.
 
-    1 where neither the largest exponent nor the gain over the sequences is above 0. Without gates a state close to zero
+    1 where neither the largest exponent nor the gain over the sequences is above 0. With tanh a state close to zero
     dies out at the rate :math:`\ln(s \rho)`, with the spectral radius :math:`\rho` of the weights, which gives s at
     once. A spectrum would be deceived: above a radius of 1 such a network drives itself, and where that saturates it
-    the exponents are low for the wrong reason. With gates s is bisected.
+    the exponents are low for the wrong reason. With relu and with gates s is bisected.
 
     Args:
         path: The trajectory of the layer.
@@ -163,7 +165,7 @@ def softening(path: Trajectory, rate: float = SOFT) -> float:
     now = measure_path(_along(path, recurrence), Settings(k=1, growth=1)).spectrum(1)
     if not (float(now.exponents[0]) > 0 or now.gain > 0):
         return 1.0
-    if isinstance(recurrence, ElmanMap):
+    if isinstance(recurrence, ElmanMap) and recurrence.nonlinearity == "tanh":
         radius = float(torch.linalg.eigvals(recurrence.weight_hh).abs().amax())
         return min(1.0, math.exp(rate) / radius)
 

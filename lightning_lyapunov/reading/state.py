@@ -104,7 +104,7 @@ def _softer(run: Run) -> str:
     scaled = " and ".join(f"those of {_in_model(name)} by {value:.2g}" for name, value in factors.items())
     scaled = scaled.replace("those of", "the recurrent weights of", 1)
     begin = "Before training, scale" if run[-1].step == 0 else "Begin again and scale"
-    return f"{begin} {scaled}, which takes the largest exponent below 0."
+    return f"{begin} {scaled}, to take the largest exponent below 0."
 
 
 def _longer_memory(run: Run) -> str:

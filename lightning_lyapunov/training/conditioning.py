@@ -43,6 +43,7 @@ class _Done:
 
     text: str
     applied: bool
+    is_blind: bool
     figures: dict[str, float]
     weights: dict[str, Tensor]
     """Those that were set, by name, on the CPU."""
@@ -318,7 +319,7 @@ class LyapunovConditioning(pl.Callback):
             with torch.no_grad():
                 for of, weight in done.weights.items() if not ranks.is_first else ():
                     parameters[of].copy_(weight)
-            self._notices.tell(f"{_shown(name)}: {done.text}", warn=not done.applied)
+            self._notices.tell(f"{_shown(name)}: {done.text}", warn=done.is_blind or not done.applied)
         self._log(trainer)
         for probe in self._probes.values():
             probe.forget()  # hooks of compiled modules stay: without them they would be compiled anew
@@ -366,7 +367,7 @@ class LyapunovConditioning(pl.Callback):
             seed=self.seed,
         )
         weights = {name: weight.detach().cpu() for name, weight in _changed(probe.layer, found).items()}
-        return report, _Done(str(report), report.applied, _figures(report), weights)
+        return report, _Done(str(report), report.applied, report.is_blind, _figures(report), weights)
 
     def _warn_of_others(
         self, name: str, layer: nn.Module, found: Mapping[str, Tensor], trainer: pl.Trainer, model: nn.Module
@@ -433,7 +434,7 @@ class LyapunovConditioning(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Know what was done before a checkpoint was written."""
         self._done = {
-            name: _Done(str(done.get("text", "")), bool(done.get("applied")), dict(done.get("figures", {})), {})
+            name: _Done(str(done.get("text", "")), bool(done.get("applied")), False, dict(done.get("figures", {})), {})
             for name, done in state_dict.items()
             if isinstance(done, Mapping)
         }
