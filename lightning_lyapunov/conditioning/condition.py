@@ -15,7 +15,7 @@ from lightning_lyapunov.conditioning.flossing import Descent, floss
 from lightning_lyapunov.conditioning.reach import reach
 from lightning_lyapunov.conditioning.report import Conditioning
 from lightning_lyapunov.conditioning.rows import Rows
-from lightning_lyapunov.conditioning.scaling import TOO_MUCH, hold, is_gated
+from lightning_lyapunov.conditioning.scaling import TOO_MUCH, hold, is_gated, spread
 from lightning_lyapunov.conditioning.weights import put_back, put_back_on_error, write_weight
 from lightning_lyapunov.engine.isolation import measuring
 from lightning_lyapunov.engine.maps.cell import State
@@ -26,7 +26,7 @@ from lightning_lyapunov.engine.settings import Settings
 from lightning_lyapunov.engine.spectrum import LyapunovSpectrum
 from lightning_lyapunov.engine.system import check_supported, device_of, trajectories, unwrap
 
-Shape = Literal["hold"]
+Shape = Literal["hold", "spread"]
 Method = Literal["scaling", "flossing"]
 MOST = 64
 """Exponents of each layer that are looked at; of a wider layer the leading ones."""
@@ -68,6 +68,9 @@ def condition(
         lag: Steps that something is to be held for. There is no default, as nobody else knows; four times too long
             costs.
         shape: ``"hold"``: all exponents close to :math:`-2 / \text{lag}` (RNN), :math:`-1 / (3\,\text{lag})` (gates).
+            ``"spread"``: time constants of gates from 1.5 steps to the lag, evenly on a logarithmic scale, which breaks
+            even where nothing is to be held and helps less where it is; an RNN with tanh is made orthogonal alone.
+            Where exponents are to lie apart, the target that is told is their mean.
         method: ``"scaling"``, closed forms and one bisection; ``"flossing"``, gradient steps that bring the exponents
             to 0 whatever the lag (:mod:`lightning_lyapunov.conditioning.flossing`), also of a cell of your own, a
             module ``cell(x, state) -> state``.
@@ -101,16 +104,16 @@ def condition(
     with measuring(module, device_of(module, inputs, state)), put_back_on_error(module) as found:
         mine, others = Rows.of(module, inputs, state).halves()
         most = min(k or MOST, MOST)
-        before, reach_before = _looked_at(module, others, most, seed)
+        before, reach_before = _looked_at(module, others, most, seed, lag)
         if method == "flossing":
             size = getattr(module, "hidden_size", before.dimension)
             descended = floss(module, mine, min(k or size, before.dimension), descent)
             made = _Made(descended.changes, 0.0, descended.steps, descended.largest_gradient)
         else:
-            made = _scale(module, mine, lag)
-        after, reach_after = _looked_at(module, others, most, seed)
+            made = _scale(module, mine, lag, shape)
+        after, reach_after = _looked_at(module, others, most, seed, lag)
         rms_before, rms_after = (_rms(spectrum, made.target) for spectrum in (before, after))
-        reason = _why_not(after, rms_before, rms_after, lag)
+        reason = _why_not(after, rms_before, rms_after, lag, has_target=shape == "hold" or method == "flossing")
         if reason:
             put_back(module, found)
     return Conditioning(
@@ -181,22 +184,22 @@ def check(lag: float, shape: str, method: str, k: int | None) -> None:
         raise ValueError(f"k must be at least 1, or None for the leading H, at most {MOST}; got {k!r}.")
 
 
-def _looked_at(module: Any, rows: Rows, most: int, seed: int) -> tuple[LyapunovSpectrum, float]:
-    """The leading H exponents of each layer, or as many as are looked at, and the reach of all of them."""
+def _looked_at(module: Any, rows: Rows, most: int, seed: int, lag: float) -> tuple[LyapunovSpectrum, float]:
+    """The leading H exponents of each layer, or as many as are looked at, and their reach over the lag."""
     k = min(getattr(module, "hidden_size", most), most)
     tally = measure(module, rows.inputs, Settings(k=k if family_of(module) else None), state=rows.state)
     parts = tally.spectra(k)
     spectrum = next(iter(parts.values())) if len(parts) == 1 else LyapunovSpectrum.union(parts)
-    return spectrum, reach(module, rows.inputs, rows.state, seed)
+    return spectrum, reach(module, rows.inputs.cut(math.ceil(lag) + 1), rows.state, seed)
 
 
-def _scale(module: Any, rows: Rows, lag: float) -> _Made:
+def _scale(module: Any, rows: Rows, lag: float, shape: Shape) -> _Made:
     """Set layer after layer; what was changed, and where the exponents were put."""
     changes: list[str] = []
     names = list(trajectories(module, rows.inputs, rows.state, None, None))
     for name in names:
         path = trajectories(module, rows.inputs, rows.state, None, None)[name]  # along what is set below by now
-        setting = hold(path, lag)
+        setting = (hold if shape == "hold" else spread)(path, lag)
         for weight, value in setting.weights.items():
             if not weight.startswith("bias") or module.bias:
                 write_weight(module, weight if name == "cell" else f"{weight}_{name}", value)
@@ -213,15 +216,23 @@ def _rms(spectrum: LyapunovSpectrum, target: float) -> float:
     return float(away[away > -math.inf].square().mean().sqrt())
 
 
-def _why_not(after: LyapunovSpectrum, rms_before: float, rms_after: float, lag: float) -> str:
-    """Why the weights are better put back; empty where they are not."""
+def _why_not(after: LyapunovSpectrum, rms_before: float, rms_after: float, lag: float, *, has_target: bool) -> str:
+    """Why the weights are better put back; empty where they are not.
+
+    Args:
+        after: As it was set.
+        rms_before: Of the exponents less their target, as it was found.
+        rms_after: The same as it was set.
+        lag: Steps.
+        has_target: Whether one number is the target of all exponents, so that they may be nearer to it.
+    """
     if float(after.exponents[0]) == -math.inf:
         return "all directions of its state are dead after it"
     if not math.isfinite(rms_after) or math.isnan(float(after.exponents[0])):
         return "the exponents after it are not known"
-    if rms_after >= rms_before and rms_before < 1 / lag:
+    if has_target and rms_after >= rms_before and rms_before < 1 / lag:
         return "its exponents lay within 1 / lag of the target already"
-    if rms_after >= rms_before:
+    if has_target and rms_after >= rms_before:
         return (
             f"its exponents are no nearer to the target after it (rms {rms_before:.2g} before, {rms_after:.2g} after)"
         )

@@ -32,8 +32,8 @@ class Conditioning:
     rms_after: float
     """The same after it."""
     reach_before: float
-    """Nats: what the last output feels of the first input beside what it feels of the last one, before; near 0 all
-    inputs count alike."""
+    """Nats: what the output after the lag feels of the first input beside what it feels of the last one, before; near 0
+    all inputs count alike. Where sequences are shorter than the lag it is their last output."""
     reach_after: float
     """The same after it."""
     seconds: float
@@ -64,7 +64,7 @@ class Conditioning:
         if not self.applied:
             return f"left as it was, as {self.reason}: {told}; tried: {done}"
         now, then = _times(self.reach_after), _times(self.reach_before)
-        reach = f"in the end the first input counts {now} as much as the last ({then} before)"
+        reach = f"after the lag the first input counts {now} as much as the last ({then} before)"
         if self.is_blind:
             reach += ", so nothing of it is held, whatever the exponents say"
         return f"{told}; {reach}: {done}"

@@ -45,6 +45,8 @@ PLAIN, GATED = 2.0, 1 / 3
 """Times 1 / lag: how far below 0 the exponents of a network without gates, and of one with gates, are put."""
 TOO_MUCH = 2.0
 """Nats over the lag, or over the sequences if they are shorter: more growth than that is not left in a layer."""
+SHORTEST = 1.5
+"""Steps: the shortest time constant of gates that are spread."""
 SOFT = -0.05
 """Nats per step. Where a chaotic network's largest exponent is put by scaling its recurrent weights."""
 _HALVINGS, _FEW = 12, 7
@@ -81,6 +83,31 @@ def hold(path: Trajectory, lag: float) -> Setting:
     if not isinstance(recurrence, ElmanMap):
         return _hold_by_gate(path, recurrence, lag)
     return (_hold_by_tanh if recurrence.nonlinearity == "tanh" else _hold_by_relu)(path, recurrence, lag)
+
+
+def spread(path: Trajectory, lag: float) -> Setting:
+    r"""The weights of a layer whose units hold what enters it for between 1.5 steps and about so many.
+
+    Time constants :math:`\tau` of the gates are spread evenly in :math:`\ln \tau` over the units, by biases
+    :math:`b = \ln(\tau - 1)`, so that :math:`\ln \sigma(b) = \ln(1 - 1 / \tau)`. Of an RNN the recurrent weights are
+    made orthogonal, and nothing else.
+
+    Raises:
+        ValueError: For an RNN with relu.
+    """
+    recurrence = path.recurrence
+    assert isinstance(recurrence, GatedMap)
+    if isinstance(recurrence, ElmanMap):
+        if recurrence.nonlinearity != "tanh":
+            raise ValueError("shape of an RNN with relu must be 'hold'; got 'spread'.")
+        weights = {"weight_hh": polar_factor(recurrence.weight_hh)}
+        return Setting(weights, ("recurrent weights made orthogonal",), 0.0)
+    places = (torch.arange(recurrence.hidden_size).to(recurrence.bias_ih) + 0.5) / recurrence.hidden_size
+    constants = SHORTEST * (max(lag, SHORTEST) / SHORTEST) ** places
+    weights = _gate_bias(recurrence, (constants - 1).log())
+    gate = "update" if recurrence.gates == 3 else "forget"
+    changes = (f"biases of the {gate} gate spread over time constants of {SHORTEST:g} to {lag:g} steps",)
+    return Setting(weights, changes, float((1 - 1 / constants).log().mean()))
 
 
 def _hold_by_tanh(path: Trajectory, recurrence: ElmanMap, lag: float) -> Setting:
@@ -140,7 +167,7 @@ def _hold_by_gate(path: Trajectory, recurrence: GatedMap, lag: float) -> Setting
     return Setting(weights | _gate_bias(recurrence, bias), changes, target)
 
 
-def _gate_bias(recurrence: GatedMap, bias: float) -> dict[str, Tensor]:
+def _gate_bias(recurrence: GatedMap, bias: float | Tensor) -> dict[str, Tensor]:
     """Both biases, with that of the gate that keeps set: z of (r, z, n), f of (i, f, g, o), second in either."""
     gate = slice(recurrence.hidden_size, 2 * recurrence.hidden_size)
     by_input, by_state = recurrence.bias_ih.clone(), recurrence.bias_hh.clone()

@@ -80,7 +80,7 @@ class LyapunovConditioning(pl.Callback):
         module: Name of the layer to condition, or several. If None all recurrent layers and cells of torch's.
         lag: Steps that something is to be held for. There is no default, as nobody else knows; four times too long
             costs.
-        shape: "hold": all exponents close below 0.
+        shape: "hold": all exponents close below 0; "spread": gates of time constants from 1.5 steps to the lag.
         method: "scaling", closed forms and one bisection; "flossing", gradient steps on the exponents, also of a cell
             of your own that is named.
         k: Exponents that are looked at, or flossed; the leading H if None.

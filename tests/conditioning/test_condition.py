@@ -212,7 +212,7 @@ def test_chaos_that_is_left_is_not_taken_for_a_cure(monkeypatch: pytest.MonkeyPa
     layer = nn.RNN(3, 32)
     found = weights_of(layer)
 
-    def spoilt(module: Any, rows: Any, lag: float) -> Any:
+    def spoilt(module: Any, *_: Any) -> Any:
         with torch.no_grad():
             module.weight_hh_l0.copy_(2 * torch.linalg.qr(torch.randn(32, 32))[0])
             module.weight_ih_l0.mul_(0.1)
@@ -364,7 +364,7 @@ def test_long_lag_gives_a_report(kind: str) -> None:
         ({"k": "3"}, "k must be at least 1"),
         ({"k": True}, "k must be at least 1"),
         ({"k": 2.5}, "k must be at least 1"),
-        ({"shape": "spread"}, "shape must be 'hold'; got 'spread'"),
+        ({"shape": "flat"}, "shape must be 'hold' or 'spread'; got 'flat'"),
         ({"method": "magic"}, "method must be 'scaling' or 'flossing'; got 'magic'"),
     ],
 )

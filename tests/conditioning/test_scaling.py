@@ -19,6 +19,7 @@ from lightning_lyapunov.conditioning.scaling import (
     polar_factor,
     softening,
     softening_of,
+    spread,
 )
 from lightning_lyapunov.engine.trajectory import Trajectory
 
@@ -171,6 +172,28 @@ def test_gated_layer_that_stays_chaotic_has_its_recurrent_weights_scaled_down() 
     assert float(measured(path, along(path, without).recurrence, 1).exponents[0]) > 2 / lag
     after = measured(path, along(path, setting).recurrence, 1)
     assert float(after.exponents[0] - after.error[0]) < 2 / lag
+
+
+# ------------------------------------------------------------------ spread
+
+
+@pytest.mark.parametrize("kind", ["GRU", "LSTM"])
+def test_time_constants_are_spread_evenly_in_their_logarithm(kind: str) -> None:
+    """Oracle: a gate of σ(b) forgets in 1 / (1 - σ(b)) steps; the target is the mean of ln σ(b)."""
+    setting = spread(path_of(LAYERS[kind](3, 6), noise()), 40.0)
+    gates = setting.weights["bias_ih"][6:12].sigmoid()
+    constants = 1 / (1 - gates)
+    expected = [1.5 * (40 / 1.5) ** (place / 12) for place in (1, 3, 5, 7, 9, 11)]
+    torch.testing.assert_close(constants, torch.tensor(expected).double(), rtol=1e-6, atol=0)
+    assert setting.target == pytest.approx(float(gates.log().mean()), abs=1e-9)
+    assert setting.weights["bias_hh"][6:12].count_nonzero() == 0
+
+
+def test_spread_leaves_the_inputs_of_an_rnn_and_refuses_relu() -> None:
+    setting = spread(path_of(nn.RNN(3, 6), noise()), 40.0)
+    assert setting.weights.keys() == {"weight_hh"}
+    with pytest.raises(ValueError, match="relu must be 'hold'"):
+        spread(path_of(nn.RNN(3, 6, nonlinearity="relu"), noise()), 40.0)
 
 
 # ------------------------------------------------------------------ chaos

@@ -835,7 +835,7 @@ def test_command_line_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ("options", "text"),
     [
         ({"lag": 0}, "lag must be"),
-        ({"shape": "flat"}, "shape must be 'hold'"),
+        ({"shape": "flat"}, "shape must be 'hold' or 'spread'"),
         ({"method": "prayer"}, "method must be 'scaling' or 'flossing'"),
         ({"k": 0}, "k must be at least 1"),
         ({"transient": 55}, r"transient must lie in \[0, 54\]"),
