@@ -207,6 +207,12 @@ def test_where_it_is_no_nearer_weights_come_back() -> None:
     assert not changed(layer, found)
 
 
+def test_sequences_longer_than_the_lag_do_not_make_a_layer_blind() -> None:
+    """What counts is what is left after the lag: over all 200 steps it would be e^-10 of the first input."""
+    report = condition(nn.RNN(3, 16), noise(200), lag=LAG)
+    assert report.applied and not report.is_blind and report.reach_after > -4
+
+
 def test_chaos_that_is_left_is_not_taken_for_a_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights that are nearer to the target in the mean, but with a largest exponent well above zero, come back."""
     layer = nn.RNN(3, 32)
