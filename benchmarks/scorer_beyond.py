@@ -11,36 +11,30 @@ the root mean square errors of the prediction itself, and of those called sure t
 A bank cut at some updates is one of shorter runs: final is what was reached there, as a share of the best that any
 network of the task had reached by then. The networks asked about run on to the end, in the unit of the end.
 
-Usage: python benchmarks/scorer_beyond.py [--quick]   # six minutes on one core; a trial in one
-       python benchmarks/scorer_beyond.py --write     # put the ranges of the bank into the shipped scorer, and its card
+Usage: python benchmarks/scorer_beyond.py [BANK] [--quick]   # bank/bank-1.safetensors if BANK is left out
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-import lightning_lyapunov.aelle as aelle
-from lightning_lyapunov import AeLLEScorer
 from lightning_lyapunov.aelle.features import CONTEXT, LEVELS, Rows
-from lightning_lyapunov.aelle.heads import without_skill
+from lightning_lyapunov.aelle.knowledge import limited
 from lightning_lyapunov.aelle.ranges import Ranges
 from lightning_lyapunov.aelle.scorer import Predictions
-from lightning_lyapunov.aelle.training import fit_scorer, new_autoencoders
+from lightning_lyapunov.aelle.training import Examples, fit_scorer
 from lightning_lyapunov.bank.evaluation import Table, development
-from lightning_lyapunov.bank.records import SHIPPED, Bank
+from lightning_lyapunov.bank.records import Bank
 
-WEIGHTS = Path(aelle.__file__).parent / "weights" / "general.safetensors"
+BANK = Path(__file__).resolve().parents[1] / "bank" / "bank-1.safetensors"
 SIZE, TIME, SKILL = (CONTEXT.index(name) for name in ("log_size", "log_updates", "skill"))
 CUTS = {"updates": (80, 160, 320), "hidden size": (16, 32), "largest exponent": (0.8,), "skill so far": (0.5,)}
 """Limits; of the largest exponent the share of the bank below it."""
@@ -74,7 +68,7 @@ def cut(table: Table, what: str, limit: float) -> Cut:
     if what == "updates":
         so_far = {
             (int(n), int(u)): float(s)
-            for n, u, s in zip(table.network, table.updates, table.rows.context[:, -1], strict=True)
+            for n, u, s in zip(table.network, table.updates, table.rows.context[:, SKILL], strict=True)
         }
         ends = torch.tensor([so_far.get((n, int(limit)), math.nan) for n in table.network.tolist()])
         tasks = tasks_of(table)
@@ -96,21 +90,21 @@ def asked(
     table: Table, part: Cut, folds: int, steps: int
 ) -> Iterator[tuple[Tensor, Tensor, bool, dict[str, Predictions]]]:
     """For each group of families left out: its rows, how far beyond they lie, what was known, and both predictions."""
-    names, tasks = sorted(set(table.column("family"))), tasks_of(table)
-    family = torch.tensor([names.index(name) for name in table.column("family")])
+    family = table.families
     for fold in range(folds):
         inside = part.keep & (family % folds != fold) & ~part.final.isnan()
-        scorer = fit_scorer(
-            part.fitted[inside], part.final[inside], torch.full((int(inside.sum()),), math.nan),
-            table[inside].weights, tasks[inside], family[inside] // folds % 3, {},
-            members=1, new_models=partial(new_autoencoders, steps=steps),
-        )  # fmt: skip
+        known = table[inside]
+        unsaid = torch.full((len(known),), math.nan)
+        examples = Examples(
+            part.fitted[inside], part.final[inside], unsaid, known.weights, known.groups, family[inside] // folds
+        )
+        scorer = fit_scorer(examples, {}, members=1, folds=3, steps=steps)
         high = scorer.heads.ranges.high.clone()
         high[part.column] = part.limit
         ranges = Ranges(scorer.heads.ranges.low, high)
         rows = torch.nonzero(family % folds == fold)[:, 0]
         for known in (True, False):
-            seen = table.rows[rows] if known else without_skill(table.rows[rows])
+            seen = limited(table.rows[rows], skill=known)
             said = {}
             for way, within in (("extrapolated", Ranges.unknown()), ("halved", ranges)):
                 scorer.heads = replace(scorer.heads, ranges=within)
@@ -158,27 +152,13 @@ def lines(table: Table, folds: int, steps: int) -> Iterator[str]:
                     yield f"| {what} ≤ {limit} | {'known' if known else 'not'} | {far} | {int(there.sum())} | {flat} |"
 
 
-def write(table: Table) -> None:
-    """The ranges of the bank in the shipped scorer; its weights stay as they are."""
-    scorer = AeLLEScorer.from_pretrained()
-    scorer.heads = replace(scorer.heads, ranges=Ranges.fit(table.rows))
-    scorer.save(WEIGHTS)
-    page = WEIGHTS.with_suffix(".md")
-    digest = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
-    page.write_text(re.sub("sha256 `[0-9a-f]{64}`", f"sha256 `{digest}`", page.read_text("utf-8")), "utf-8")
-    print(f"{WEIGHTS}: sha256 {digest}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bank", type=Path, nargs="?", default=BANK, help="the bank that is cut")
     parser.add_argument("--quick", action="store_true", help="one network in eight, briefly fitted")
-    parser.add_argument("--write", action="store_true", help="put the ranges of the bank into the shipped scorer")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    table = development(Table.of(Bank.load(SHIPPED)))
-    if args.write:
-        write(table)
-        return
+    table = development(Table.of(Bank.load(args.bank)))
     some = table[table.network % (8 if args.quick else 2) == 0]
     for line in lines(some, 3, 60 if args.quick else 300):
         print(line, flush=True)

@@ -23,7 +23,7 @@ from torchmetrics.functional import accuracy
 
 from lightning_lyapunov import LyapunovSpectrumCallback
 from lightning_lyapunov.figures import spectrum_over_training
-from lightning_lyapunov.reading.conditions import has_settled, verdict
+from lightning_lyapunov.reading.conditions import has_settled, state_of
 from lightning_lyapunov.reading.history import Measurement
 from lightning_lyapunov.reading.words import factor
 
@@ -158,8 +158,8 @@ def main() -> None:
     first, last = lyapunov.history[0], lyapunov.history[-1]
     print(f"\n{args.epochs} epochs in {time.perf_counter() - start:.0f} s. λ in nats per step.\n")
     print(f"                {COLUMNS}")
-    print(f"before training {figures(first)}  {verdict([first])}")
-    print(f"after training  {figures(last)}  {verdict(lyapunov.history)}\n")
+    print(f"before training {figures(first)}  {state_of([first])}")
+    print(f"after training  {figures(last)}  {state_of(lyapunov.history)}\n")
 
     picture = Path(logger.log_dir) / "spectrum.png"
     spectrum_over_training(lyapunov.history).savefig(picture)

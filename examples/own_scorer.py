@@ -61,7 +61,7 @@ def main() -> None:
         print(f"network {n:>2} of {args.networks}   gain {gain:5.2f}   λ_max {spectrum[0]:+.3f}   {accuracy:6.1%}")
 
     known = 2 * args.networks // 3
-    scorer = AeLLEScorer.fit(spectra[:known], accuracies[:known], seed=args.seed)
+    scorer = AeLLEScorer.fit(spectra[:known], accuracies[:known])
     scorer.save(args.output)
 
     scores = [scorer.score(spectrum) for spectrum in spectra[known:]]

@@ -45,7 +45,8 @@ class Candidate(DigitReader):
 def look(candidate: Candidate, how: dict[str, Any], scorer: AeLLEScorer, images: Tensor) -> AeLLEScore:
     """What the scorer says of a network that was never trained; a batch of inputs is all it takes, no labels."""
     spectrum = lyapunov_spectrum(candidate.reader, images)
-    return scorer.score(spectrum, architecture=how["cell"], hidden_size=how["hidden"], updates=0)
+    known: dict[str, Any] = {"architecture": how["cell"], "hidden_size": how["hidden"], "learning_rate": how["rate"]}
+    return scorer.score(spectrum, **known, adaptive=True, updates=0)
 
 
 def train(candidate: Candidate, trial: Trial, digits: tuple[Digits, Digits], epochs: int) -> tuple[str, int, float]:

@@ -155,6 +155,7 @@ def run(directory: Path, *, hidden: int = 32, gain: float | None = None, epochs:
         )
         start = time.perf_counter()
         trainer.fit(model, *loaders(model.task, seed))
+    print(f"\nVerdict      {lyapunov.verdict}")
     print(f"\n{epochs} epochs in {time.perf_counter() - start:.0f} s. λ in nats per step.\n")
     settings = {"task": model.task.name, "hidden": hidden, "gain": gain, "epochs": epochs, "seed": seed}
     page = write_report(

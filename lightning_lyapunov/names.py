@@ -160,6 +160,13 @@ _TABLE = (
         "how far pruning, or another change, moved the dynamics. "
         "It does not choose among sparse runs: take their early loss",
     ),
+    Quantity(
+        "verdict",
+        "0 to 2",
+        "verdict",
+        "0 healthy, 1 watch, 2 act: what was right of 80 %, or 95 %, of the bank's networks that were told the same",
+        "2: do what the finding says; 1: look at it again; 0: train on",
+    ),
     Quantity("seconds", "s", "seconds", "what the measurement took", "too much: fewer exponents, sequences or steps"),
     Quantity(
         "overhead",

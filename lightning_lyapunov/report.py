@@ -24,6 +24,7 @@ from lightning_lyapunov.names import ON_REQUEST
 from lightning_lyapunov.reading.conditions import has_settled, is_chaotic, is_dead, largest
 from lightning_lyapunov.reading.history import History, Measurement
 from lightning_lyapunov.reading.rules import findings
+from lightning_lyapunov.reading.verdict import verdict
 from lightning_lyapunov.reading.words import factor, horizon, plus_minus, steps_of
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ DPI = 144
 """Of pictures written as PNG: sharp on a phone and on paper."""
 UNKNOWN = "–"
 
-LEVELS = {"good": ("✓", "Good"), "note": ("ℹ", "Note"), "warning": ("⚠", "Warning")}
+LEVELS = {"good": ("✓", "Good"), "note": ("ℹ", "Note"), "warning": ("⚠", "Warning"), "act": ("⛔", "Act")}
 """How the level of a finding is shown: never by its colour alone."""
 FIGURES = {
     "spectrum": (
@@ -124,6 +125,7 @@ def write_report(
         summary=_summary(history),
         extent=_extent(history[-1]),
         runs_before=history.runs_before,
+        verdict=verdict(history),
         findings=[(finding, *LEVELS[finding.level]) for finding in findings(history)],
         pictures=_pictures(history, latent_map),
         headings=list(_row(history[-1], with_source, asked)),

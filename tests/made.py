@@ -101,3 +101,25 @@ def history(*measurements: Measurement, prefix: str = "lyapunov") -> History:
 def course(*tops: float, error: float = 0.02, **options: Any) -> History:
     """A run whose largest exponent went so: one measurement before the first update, then one an epoch of ten."""
     return history(*(measured(t, error, step=10 * i, epoch=max(0, i - 1), **options) for i, t in enumerate(tops)))
+
+
+CONCERNS = (
+    *("saturated", "collapsed", "chaotic", "growing", "forgetting", "predicted_to_fail"),
+    *("layer_explodes", "layer_died"),
+)
+
+
+def rates_of(right: int = 90, networks: int = 100, **more: Any) -> dict[str, Any]:
+    """A file of rates by which every concern was right in so many of some networks, at any time, however long.
+
+    The rules of the stopper are as they stand, from the first update on.
+    """
+    stops = [
+        *([condition, skill, 0, 2.0] for condition in ("chaotic",) for skill in ("", "at chance")),
+        *(["collapsed", skill, 0, 40.0] for skill in ("", "at chance")),
+        *(["converged", skill, 0, 0.0] for skill in ("", "known")),
+        *(["predicted_to_fail", skill, 0, 0.9] for skill in ("", "at chance")),
+    ]
+    counts = [networks, right, networks - right, 0, 0.5]
+    rates = {state: {group: {"0": counts} for group in ("all", "at chance", "learning")} for state in CONCERNS}
+    return {"until": 10**9, "longest": 10**9, "moments": [0], "told": rates, "stops": stops} | more

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lyapunov import LyapunovMonitor, condition
-from lightning_lyapunov.reading import Finding, verdict
+from lightning_lyapunov.reading import Finding, state_of
 from lightning_lyapunov.reading.conditions import explodes, is_chaotic
 
 INPUT, HIDDEN, STEPS, BATCH = 4, 32, 41, 16
@@ -86,13 +86,13 @@ def test_a_network_that_forgets_remembers_after_the_call_that_is_named(
     torch.manual_seed(2)
     model = Network(make(INPUT, HIDDEN, batch_first=True))
     before = measured(model, inputs)
-    assert verdict(before.history) == "forgetting"
+    assert state_of(before.history) == "forgetting"
     call = re.search(r"`(condition\(model\.rnn, x, lag=\d+\))`", finding(before).text)
     assert call is not None and call[1].endswith(f"lag={STEPS - 1})")
     report = eval(call[1], {"condition": condition, "model": model, "x": model.read(inputs).detach()})
     assert report.applied
     after = measured(model, inputs)
-    assert verdict(after.history) in ("remembering", "mild growth", "fading", "stable")
+    assert state_of(after.history) in ("remembering", "mild growth", "fading", "stable")
     assert after.history[-1].gain > -5 > before.history[-1].gain
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -16,11 +17,12 @@ from lightning_lyapunov.aelle.features import (
     HAND,
     LEVELS,
     SCALE,
+    SMALLEST,
+    Context,
     Rows,
-    context,
+    exponents_of,
     hand_features,
     quantiles,
-    rows,
     squash,
 )
 
@@ -35,8 +37,8 @@ def double() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-def unsquashed(values: Tensor, scale: float = SCALE) -> Tensor:
-    return values.sign() * values.abs().double().expm1() * scale
+def unsquashed(values: Tensor) -> Tensor:
+    return values.sign() * values.abs().double().expm1() * SCALE
 
 
 def drawn(dimension: int, seed: int = 0) -> Tensor:
@@ -55,6 +57,13 @@ def test_squash_is_the_formula_of_the_docstring() -> None:
     expected = [-math.log1p(2000), -math.log1p(2000), -math.log1p(20), 0.0, math.log(2), math.log1p(60)]
     assert squash(torch.tensor(exponents)).tolist() == pytest.approx(expected, rel=1e-6)
     assert squash(torch.tensor([math.nan])).isnan().all()
+
+
+@pytest.mark.parametrize("scale", [SCALE, 1.0])
+def test_exponents_come_back_from_what_was_squashed(scale: float) -> None:
+    exponents = torch.tensor([-90.0, -1.0, -1e-4, 0.0, 0.05, 3.0, math.nan], dtype=torch.float64)
+    again = exponents_of(squash(exponents, scale), scale)
+    torch.testing.assert_close(again, exponents, rtol=1e-10, atol=0, equal_nan=True)
 
 
 # ------------------------------------------------------------------ quantiles
@@ -89,10 +98,13 @@ def test_a_partial_spectrum_equals_the_whole_one_as_far_as_it_reaches(dimension:
     seen, expected = quantiles(whole[:k], dimension)[:-1], quantiles(whole)[:-1]
     reached = torch.tensor([Fraction(2 * i + 1, 2 * LEVELS) <= Fraction(k, dimension) for i in range(LEVELS)])
     assert seen.isnan().tolist() == (~reached).tolist()
-    torch.testing.assert_close(seen[reached][:-1], expected[reached][:-1], rtol=0, atol=0)
-    # At its end the last exponent may have to stand for the middle between itself and the unknown next one.
-    last = int(reached.sum()) - 1
-    assert float(seen[last]) in (float(expected[last]), float(squash(whole[k - 1]).float()))
+    # From the middle of its last exponent on, that one has to stand for what lies between it and the unknown next.
+    between = torch.tensor(
+        [Fraction(2 * i + 1, 2 * LEVELS) <= Fraction(2 * k - 1, 2 * dimension) for i in range(LEVELS)]
+    )
+    torch.testing.assert_close(seen[between], expected[between], rtol=0, atol=0)
+    held = seen[reached & ~between]
+    torch.testing.assert_close(held, squash(whole[k - 1]).float().expand(len(held)), rtol=1e-6, atol=0)
 
 
 def test_dead_directions_are_seen_at_the_floor_and_count_so_in_the_mean() -> None:
@@ -154,31 +166,85 @@ def test_exponents_of_which_none_is_known_are_refused() -> None:
 # ------------------------------------------------------------------ context and rows
 
 
+BY_NAME = {
+    "rnn": 0.0, "rnn_relu": 0.0, "gru": 1.0, "lstm": 0.0, "log_size": math.log(4), "log_updates": math.log(10),
+    "skill": 0.25, "log_rate": math.log(2), "adaptive": 0.0, "log_gradient": math.log(3),
+    "log_state_mean": math.log(0.5), "log_state_spread": math.log(0.25), "log_steps": -math.log(2),
+}  # fmt: skip
+
+
 def test_context_worked_by_hand() -> None:
-    known = context("GRU", 128, 90, 0.25)
-    assert CONTEXT == ("rnn", "gru", "lstm", "log_size", "log_updates", "skill")
-    assert known.tolist() == pytest.approx([0.0, 1.0, 0.0, math.log(4), math.log(10), 0.25])
+    known = Context("GRU", 128, 90, 0.25, 6e-3, False, 3.0, 0.5, 0.25, 16).values()
+    assert dict(zip(CONTEXT, known.tolist(), strict=True)) == pytest.approx(BY_NAME)
 
 
-@pytest.mark.parametrize("name", [None, "", "antisymmetric", "gru2"])
-def test_what_is_not_told_or_not_known_is_nan(name: str | None) -> None:
-    assert context(name).isnan().all()
-    told = context(name, 32, 0, 0.0)
-    assert told.isnan().tolist() == [True] * len(ARCHITECTURES) + [False] * 3
-    assert told[3:].tolist() == [0.0, 0.0, 0.0]
+@pytest.mark.parametrize(
+    ("told", "names"),
+    [
+        ({"hidden_size": 32}, {"log_size"}),
+        ({"updates": 0}, {"log_updates"}),
+        ({"skill": 0.0}, {"skill"}),
+        ({"learning_rate": 3e-3}, {"log_rate"}),
+        ({"adaptive": False}, {"adaptive"}),
+        ({"gradient_norm": 1.0}, {"log_gradient"}),
+        ({"state_mean": 1.0}, {"log_state_mean"}),
+        ({"state_spread": 1.0}, {"log_state_spread"}),
+        ({"steps": 32}, {"log_steps"}),
+        ({"architecture": "lstm"}, set(ARCHITECTURES)),
+        *(({"architecture": name}, set()) for name in (None, "", "antisymmetric", "gru2")),
+    ],
+)
+def test_what_is_not_told_or_not_known_is_nan(told: dict[str, Any], names: set[str]) -> None:
+    """And what is told here counts as 0: each number is seen relative to what is usual."""
+    made = dict(zip(CONTEXT, Context(**told).values().tolist(), strict=True))
+    assert {name for name, value in made.items() if not math.isnan(value)} == names
+    assert all(made[name] == float(name == told.get("architecture")) for name in names)
 
 
-def test_rows_are_selected_in_both_their_parts() -> None:
-    made = rows([quantiles(drawn(8, seed)) for seed in range(4)], [context("rnn", 16 * (n + 1)) for n in range(4)])
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_a_kind_of_cell_is_one_of_those_known(kind: str) -> None:
+    made = Context(kind).values()[: len(ARCHITECTURES)]
+    assert made.tolist() == [float(kind == other) for other in ARCHITECTURES]
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [("gradient_norm", "log_gradient"), ("state_mean", "log_state_mean"), ("state_spread", "log_state_spread")],
+)
+def test_dead_numbers_are_the_smallest_and_wild_ones_unknown(name: str, entry: str) -> None:
+    column = CONTEXT.index(entry)
+    for value in (0.0, SMALLEST / 10):
+        assert float(Context(**{name: value}).values()[column]) == pytest.approx(math.log(SMALLEST))
+    assert math.isnan(float(Context(**{name: math.inf}).values()[column]))
+    assert math.isnan(float(Context(**{name: math.nan}).values()[column]))
+
+
+def test_what_was_told_is_found_under_the_name_that_models_see() -> None:
+    told = Context("gru", 128, 90, 0.25, 6e-3, False, 3.0, 0.5, 0.2, 16)
+    names = ("log_size", "log_updates", "log_rate", "log_gradient", "log_state_mean", "log_state_spread", "log_steps")
+    assert [told.told(name) for name in names] == [128, 90, 6e-3, 3.0, 0.5, 0.2, 16]
+    assert {Context().told(name) for name in names} == {None}
+
+
+def test_rows_are_selected_and_joined_in_both_their_parts() -> None:
+    made = Rows(noise(4, LEVELS + 1).float(), noise(4, len(CONTEXT), seed=1).float())
     few = made[torch.tensor([2, 0])]
     assert (len(made), len(few)) == (4, 2)
-    torch.testing.assert_close(few.spectrum, made.spectrum[[2, 0]], rtol=0, atol=0)
-    torch.testing.assert_close(few.context, made.context[[2, 0]], rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(few.spectrum, made.spectrum[[2, 0]]) and torch.equal(few.context, made.context[[2, 0]])
+    both = Rows.joined([few, made])
+    assert torch.equal(both.spectrum, made.spectrum[[2, 0, 0, 1, 2, 3]])
+    assert torch.equal(both.context, made.context[[2, 0, 0, 1, 2, 3]])
+
+
+def test_of_rows_that_are_unknown_nothing_is_known() -> None:
+    made = Rows.unknown(3)
+    assert made.spectrum.shape == (3, LEVELS + 1) and made.context.shape == (3, len(CONTEXT))
+    assert made.spectrum.isnan().all() and made.context.isnan().all()
 
 
 @pytest.mark.usefixtures("double")
 def test_rows_are_float32_whatever_the_default_is() -> None:
-    made = Rows(quantiles(drawn(8)).unsqueeze(0), context("rnn", 8, 1, 0.5).unsqueeze(0))
+    made = Rows(quantiles(drawn(8)).unsqueeze(0), Context("rnn", 8, 1, 0.5).values().unsqueeze(0))
     assert (made.spectrum.dtype, made.context.dtype) == (torch.float32, torch.float32)
     assert hand_features(made.spectrum).dtype == torch.float32
 
@@ -199,7 +265,7 @@ BY_HAND = {
     "range": math.log(4) + math.log(51),
     "share_at_zero": 0.25, "share_near_zero": 0.75, "share_unstable": 0.5, "share_slow": 0.75, "share_fast": 0.25,
     "share_dead": 0.0,
-    "kaplan_yorke": 0.75,  # 8 · (3 + 0.5 − 2) = 12 is less than the first 50
+    "kaplan_yorke": 0.75,  # 16 · (3 + 0.5 − 2) = 24 is less than the first 50
     "entropy": math.log1p((3.0 + 0.5) / 4),
 }  # fmt: skip
 
@@ -208,7 +274,7 @@ def test_hand_features_worked_by_hand() -> None:
     found = by_name(hand_features(STEPS.unsqueeze(0))[0])
     mean = (math.log(4) + math.log(1.5) - math.log(3) - math.log(51)) / 4
     squares = [(v - mean) ** 2 for v in (math.log(4), math.log(1.5), -math.log(3), -math.log(51))]
-    spread = math.sqrt(8 * sum(squares) / 31)
+    spread = math.sqrt(LEVELS / 4 * sum(squares) / (LEVELS - 1))
     assert found == pytest.approx({**BY_HAND, "spread": spread}, rel=1e-5)
 
 
@@ -233,17 +299,17 @@ def test_dimension_entropy_and_dead_share_of_extreme_spectra(
     ("known", "told"),
     [
         (0, {"mean"}),
-        (16, {"q05", "q25"}),
-        (24, {"q05", "q25", "q50", "share_at_zero", "share_unstable", "entropy"}),
+        (32, {"q05", "q25"}),
+        (48, {"q05", "q25", "q50", "share_at_zero", "share_unstable", "entropy"}),
         (
-            28,
+            56,
             {"q05", "q25", "q50", "q75", "share_at_zero", "share_near_zero", "share_unstable", "share_slow"}
             | {"share_fast", "kaplan_yorke", "entropy"},
         ),
     ],
 )
 def test_partial_spectra_tell_what_the_unmeasured_cannot_change(known: int, told: set[str]) -> None:
-    """What is not measured lies below the lowest that is: 0.5, −2 and −50 times the scale after 16, 24 and 28."""
+    """What is not measured lies below the lowest that is: 0.5, −2 and −50 times the scale after 32, 48 and 56."""
     told = told | ({"max", "abs_max", "max_square", "mean"} if known else {"mean"})
     partial = STEPS.clone()
     partial[known:LEVELS] = math.nan

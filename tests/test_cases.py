@@ -311,7 +311,7 @@ def test_without_a_sanity_check_the_first_point_is_told_apart() -> None:
     model = Loop(lambda model, x: model.rnn(x)[0], rnn=layer)
     callback = measured(model, x, val=y, num_sanity_val_steps=0, max_epochs=3)
     assert [m.source for m in callback.history] == ["training", *["validation"] * 3]
-    stopper = LyapunovEarlyStopping("converged", patience=3)
+    stopper = LyapunovEarlyStopping("converged", patience=3, min_updates=0)
     measured(copy.deepcopy(model), x, stopper, val=y, num_sanity_val_steps=0, max_epochs=3)
     assert stopper.reason is None  # three measurements of one source; the fourth is of another
 

@@ -1,7 +1,6 @@
 """Cells against torch.nn, against their formulas written out, and against themselves network by network."""
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -9,34 +8,42 @@ from systems import flat, jacobian_by_autograd, noise
 from torch import Generator, Tensor, nn
 
 from lightning_lyapunov import lyapunov_spectrum
-from lightning_lyapunov.bank.cells import CELLS, UNKNOWN_CELLS, Cell, State, Weights, initial_weights
+from lightning_lyapunov.bank.cell import Cell, Initial, State, Weights
+from lightning_lyapunov.bank.cells import CELLS, UNKNOWN_CELLS
 
-INPUT, HIDDEN, STEPS, BATCH, NETWORKS = 3, 5, 6, 4, 3
+INPUT, HIDDEN, STEPS, BATCH, NETWORKS = 3, 6, 6, 4, 3
 EXACT = {"rtol": 0.0, "atol": 1e-12}
-TORCH = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+TORCH = {"rnn": nn.RNN, "rnn_relu": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+HOW = Initial("normal", gain=1.5, input_gain=1.0, memory_bias=1.0)
 
 every_cell = pytest.mark.parametrize("cell", CELLS.values(), ids=list(CELLS))
 torch_cells = pytest.mark.parametrize("name", TORCH)
 
 
-def weights(cell: Cell, seed: int = 0, size: tuple[int, int] = (INPUT, HIDDEN), **options: Any) -> dict[str, Tensor]:
+def weights(cell: Cell, seed: int = 0, inputs: int = INPUT) -> dict[str, Tensor]:
     """Weights of one network in float64, their biases drawn too."""
-    options = {"kind": "normal", "gain": 1.5, "input_gain": 1.0, "memory_bias": 1.0} | options
-    drawn = initial_weights(cell, *size, generator=Generator().manual_seed(seed), **options)
-    drawn["bias"] = drawn["bias"] + noise(*drawn["bias"].shape, seed=seed).float()
-    return {key: weight.double() for key, weight in drawn.items()}
+    drawn = cell.initial(inputs, HIDDEN, HOW, Generator().manual_seed(seed))
+    biases = {key: w + noise(*w.shape, seed=seed).float() for key, w in drawn.items() if "bias" in key}
+    return {key: weight.double() for key, weight in (drawn | biases).items()}
 
 
 def unroll(cell: Cell, weights: Weights, inputs: Tensor) -> Tensor:
     """All states ``(T, ..., B, D)`` that inputs ``(T, ..., B, I)`` lead through."""
     weights = cell.prepared(weights)
     bias = weights["bias"].unsqueeze(-2)
-    state: State = (inputs.new_zeros(*inputs.shape[1:-1], weights["hh"].shape[-1]),) * cell.parts
+    state: State = (inputs.new_zeros(*inputs.shape[1:-1], HIDDEN),) * cell.parts
     visited = []
     for x in inputs:
         state = cell.step(weights, x @ weights["ih"].mT + bias, state)
         visited.append(torch.cat(state, -1))
     return torch.stack(visited)
+
+
+def read(cell: Cell, weights: Weights, inputs: Tensor) -> Tensor:
+    """What the read-out sees of one network or several, step by step."""
+    states = unroll(cell, weights, inputs)
+    seen = [cell.seen(cell.prepared(weights), state) for state in states[..., :HIDDEN]]
+    return torch.cat([torch.stack(seen), states[..., HIDDEN:]], -1)
 
 
 def with_gradients(outputs: Tensor, parameters: list[Tensor]) -> list[Tensor]:
@@ -50,11 +57,11 @@ def test_stacked_networks_equal_each_alone(cell: Cell) -> None:
     stacked = {key: torch.stack([one[key] for one in alone]).requires_grad_() for key in alone[0]}
     inputs = noise(STEPS, BATCH, INPUT)
     states, *gradients = with_gradients(
-        unroll(cell, stacked, inputs.unsqueeze(1).expand(-1, NETWORKS, -1, -1)), list(stacked.values())
+        read(cell, stacked, inputs.unsqueeze(1).expand(-1, NETWORKS, -1, -1)), list(stacked.values())
     )
     for n, one in enumerate(alone):
         parameters = [weight.requires_grad_() for weight in one.values()]
-        expected, *slopes = with_gradients(unroll(cell, one, inputs), parameters)
+        expected, *slopes = with_gradients(read(cell, one, inputs), parameters)
         torch.testing.assert_close(states[:, n], expected, **EXACT)
         torch.testing.assert_close([gradient[n] for gradient in gradients], slopes, **EXACT)
 
@@ -70,6 +77,49 @@ def test_step_and_gradient_equal_torch(name: str) -> None:
     expected = with_gradients(module(inputs)[0], theirs)
     states = unroll(cell, ours, inputs)[..., :HIDDEN]  # what the read-out sees
     torch.testing.assert_close(with_gradients(states, list(ours.values())), expected, **EXACT)
+
+
+def test_two_layers_equal_torch() -> None:
+    for name, kind in TORCH.items():
+        cell = CELLS[name]
+        below, above = weights(cell), weights(cell, seed=1, inputs=HIDDEN)
+        module = cell.module(below, above).double()
+        assert type(module) is kind and module.num_layers == 2
+        inputs = noise(STEPS, BATCH, INPUT)
+        states = unroll(cell, above, unroll(cell, below, inputs)[..., :HIDDEN])[..., :HIDDEN]
+        torch.testing.assert_close(module(inputs)[0].detach(), states, **EXACT)
+
+
+def test_mingru_step_by_its_formula() -> None:
+    """With the paper's own gate z, which is one less what is kept."""
+    w, (x, h) = weights(CELLS["mingru"]), (noise(INPUT, seed=1), noise(HIDDEN, seed=2))
+    kept, candidate = (w["ih"] @ x + w["bias"]).chunk(2)
+    z = 1 - 1 / (1 + (-kept).exp())
+    by_hand = (1 - z) * h + z * candidate
+    torch.testing.assert_close(CELLS["mingru"].module(w)(x[None], h[None]), by_hand[None], **EXACT)
+
+
+def test_diagonal_layer_by_its_formula() -> None:
+    """In complex numbers, as the paper has it."""
+    cell = CELLS["diagonal"]
+    w, (x, h) = weights(cell), (noise(INPUT, seed=1), noise(HIDDEN, seed=2))
+    eigenvalues = torch.exp(-w["decay"].exp() + 1j * w["angle"])
+    half = HIDDEN // 2
+    driven = torch.complex(*(w["ih"] @ x + w["bias"]).split(half))
+    after = eigenvalues * torch.complex(*h.split(half)) + (1 - eigenvalues.abs() ** 2).sqrt() * driven
+    by_hand = torch.cat([after.real, after.imag])
+    torch.testing.assert_close(cell.module(w)(x[None], h[None]), by_hand[None], **EXACT)
+    a = w["mix"] @ by_hand + w["mix_bias"]
+    seen = a * (1 + torch.erf(a / math.sqrt(2))) / 2
+    torch.testing.assert_close(cell.seen(cell.prepared(w), by_hand[None]), seen[None], **EXACT)
+
+
+def test_exponents_of_a_diagonal_layer_are_its_decays() -> None:
+    cell = CELLS["diagonal"]
+    w = weights(cell)
+    spectrum = lyapunov_spectrum(cell.module(w).double(), noise(800, 1, INPUT), transient=400, dtype=torch.float64)
+    decays = -w["decay"].exp().sort().values
+    torch.testing.assert_close(spectrum.exponents, decays.repeat_interleave(2), rtol=0, atol=2e-3)
 
 
 def test_antisymmetric_step_by_its_formula() -> None:
@@ -88,6 +138,15 @@ def test_oscillator_step_by_its_formula() -> None:
     torch.testing.assert_close(cell.module(w)(x[None], (y[None], z[None])), by_hand, **EXACT)
 
 
+def test_cfc_step_by_its_formula() -> None:
+    w, (x, h) = weights(CELLS["cfc"]), (noise(INPUT, seed=1), noise(HIDDEN, seed=2))
+    shared = torch.tanh(w["hh"] @ h + w["ih"] @ x + w["bias"])
+    f, g, k = (w["heads"] @ shared + w["heads_bias"]).chunk(3)
+    gate = torch.sigmoid(-f)
+    by_hand = gate * torch.tanh(g) + (1 - gate) * torch.tanh(k)
+    torch.testing.assert_close(CELLS["cfc"].module(w)(x[None], h[None]), by_hand[None], **EXACT)
+
+
 @every_cell
 def test_spectrum_of_the_module_sums_to_the_log_determinant(cell: Cell) -> None:
     w, inputs, transient = weights(cell), noise(20, 2, INPUT), 5
@@ -96,7 +155,7 @@ def test_spectrum_of_the_module_sums_to_the_log_determinant(cell: Cell) -> None:
     state = torch.zeros(2, HIDDEN * cell.parts, dtype=torch.float64)
     logarithms = []
     for x in inputs:
-        drive = x @ w["ih"].T + w["bias"]
+        drive = x @ prepared["ih"].T + prepared["bias"]
 
         def step(state: Tensor, drive: Tensor = drive) -> Tensor:
             return flat(cell.step(prepared, drive, state.chunk(cell.parts, -1)))
@@ -104,7 +163,7 @@ def test_spectrum_of_the_module_sums_to_the_log_determinant(cell: Cell) -> None:
         logarithms.append(torch.linalg.slogdet(jacobian_by_autograd(step, state)).logabsdet)
         state = step(state)
     assert spectrum.exponents.shape == (HIDDEN * cell.parts,)
-    assert float(spectrum.exponents.sum()) == pytest.approx(float(torch.stack(logarithms[transient:]).mean()), abs=1e-9)
+    assert float(spectrum.exponents.sum()) == pytest.approx(float(torch.stack(logarithms[transient:]).mean()), abs=1e-7)
 
 
 @every_cell
@@ -124,12 +183,10 @@ def test_a_module_starts_at_zero_keeps_its_weights_and_draws_nothing(cell: Cell)
 
 
 @pytest.mark.parametrize("kind", ["normal", "uniform", "orthogonal"])
-@every_cell
-def test_gain_is_the_spectral_radius_of_each_block(cell: Cell, kind: str) -> None:
-    size = 96
-    drawn = initial_weights(
-        cell, 24, size, kind=kind, gain=1.7, input_gain=0.6, memory_bias=0.0, generator=Generator().manual_seed(0)
-    )
+@pytest.mark.parametrize("name", [name for name in CELLS if name not in ("mingru", "diagonal")])
+def test_gain_is_the_spectral_radius_of_each_block(name: str, kind: str) -> None:
+    size, cell = 96, CELLS[name]
+    drawn = cell.initial(24, size, Initial(kind, 1.7, 0.6, 0.0), Generator().manual_seed(0))
     blocks = drawn["hh"].view(cell.gates, size, size)
     assert float(blocks.std() * math.sqrt(size)) == pytest.approx(1.7, rel=0.03)
     assert torch.linalg.eigvals(blocks).abs().amax(1).tolist() == pytest.approx([1.7] * cell.gates, rel=0.15)
@@ -140,24 +197,36 @@ def test_gain_is_the_spectral_radius_of_each_block(cell: Cell, kind: str) -> Non
         torch.testing.assert_close(blocks.mT @ blocks, 1.7**2 * torch.eye(size).expand_as(blocks), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["gru", "lstm"])
+def test_gain_of_cells_without_a_recurrent_weight() -> None:
+    """It scales the weights of minGRU's gate and the speed of a diagonal layer's decay, .01 to 1 nat at gain 1."""
+    gate, candidate = CELLS["mingru"].initial(24, 96, Initial("normal", 1.7, 0.6, 0.0), Generator())["ih"].chunk(2)
+    assert float(gate.std() * math.sqrt(24)) == pytest.approx(1.7, rel=0.05)
+    assert float(candidate.std() * math.sqrt(24)) == pytest.approx(0.6, rel=0.05)
+    drawn = CELLS["diagonal"].initial(24, 2000, Initial("orthogonal", 1.7, 0.6, 0.0), Generator().manual_seed(0))
+    decay = drawn["decay"].exp() / 1.7
+    assert 0.01 <= float(decay.min()) < 0.0105 and 0.95 < float(decay.max()) <= 1
+    assert float(decay.log().mean()) == pytest.approx(math.log(0.1), rel=0.03)
+    assert float(drawn["ih"].std() * math.sqrt(24)) == pytest.approx(0.6, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["gru", "lstm", "mingru"])
 def test_memory_bias_sets_what_is_kept(name: str) -> None:
-    """Without recurrent weights or input, torch's own cells keep σ(bias) of their memory."""
-    options = {"gain": 0.0, "input_gain": 0.0, "memory_bias": 1.3, "kind": "normal"}
-    module = CELLS[name].module(initial_weights(CELLS[name], 1, 4, generator=Generator(), **options))  # type: ignore[arg-type]
+    """Without recurrent weights or input, cells keep σ(bias) of their memory."""
+    module = CELLS[name].module(CELLS[name].initial(1, 4, Initial("normal", 0.0, 0.0, 1.3), Generator()))
     memory = torch.ones(1, 2, 4)
-    state = (torch.zeros_like(memory), memory) if name == "lstm" else memory
-    after = module(torch.zeros(1, 2, 1), state)[1]
-    kept = after[1] if name == "lstm" else after
+    if name == "mingru":
+        kept = module(torch.zeros(2, 1), memory[0])[None]
+    else:
+        after = module(torch.zeros(1, 2, 1), (torch.zeros_like(memory), memory) if name == "lstm" else memory)[1]
+        kept = after[1] if name == "lstm" else after
     torch.testing.assert_close(kept, torch.sigmoid(torch.tensor(1.3)).expand_as(memory))
 
 
-@pytest.mark.parametrize("name", ["rnn", *UNKNOWN_CELLS])
+@pytest.mark.parametrize("name", ["rnn", "rnn_relu", *UNKNOWN_CELLS[1:]])
 def test_without_a_memory_gate_there_is_no_bias(name: str) -> None:
-    options: dict[str, Any] = {"kind": "normal", "gain": 1.0, "input_gain": 1.0, "memory_bias": 2.0}
-    assert not initial_weights(CELLS[name], 2, 4, generator=Generator(), **options)["bias"].any()
+    assert not CELLS[name].initial(2, 4, Initial("normal", 1.0, 1.0, 2.0), Generator())["bias"].any()
 
 
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(ValueError, match=r"kind must be 'normal', 'uniform' or 'orthogonal'; got 'cauchy'\."):
-        weights(CELLS["rnn"], kind="cauchy")
+        CELLS["rnn"].initial(2, 4, Initial("cauchy", 1.0, 1.0, 0.0), Generator())

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import joblib
 import numpy as np
@@ -22,7 +22,7 @@ from made import numbers, spectrum
 from torch import nn
 
 import lightning_lyapunov.demo
-from lightning_lyapunov import AeLLEScorer, LyapunovSpectrum, LyapunovSpectrumCallback, lyapunov_spectrum
+from lightning_lyapunov import AeLLEScore, AeLLEScorer, LyapunovSpectrum, LyapunovSpectrumCallback, lyapunov_spectrum
 from lightning_lyapunov.bank import __main__ as bank
 from lightning_lyapunov.cli import main
 from lightning_lyapunov.cli.entry import FAILED, INTERRUPTED, OK, USAGE
@@ -225,7 +225,7 @@ def test_json_holds_what_a_reader_needs_and_nothing_of_the_engine(run: Run, chec
         "format", "unit", "architecture", "hidden_size", "updates", "exponents", "stderr", "error", "trusted",
         "settled", "dimension", "steps", "sequences", "transient", "interval", "dtype", "driven", "volume_rate",
         "complete", "log_singular_values", "log_singular_values_error", "gain", "gain_error", "growth_steps",
-        "features", "layers",
+        "state_mean", "state_spread", "features", "layers",
     }  # fmt: skip
     (layer,) = said["layers"].values()
     assert layer["gain"] == said["gain"] == said["features"]["gradient_gain"] and layer["error"] == said["error"]
@@ -493,9 +493,15 @@ def test_score_is_the_scorer_s(
     text = run(*NET, "--k", "3", "--format", "json").out
     (tmp_path / "s.json").write_text(text)
     said = read(run("score", str(tmp_path / "s.json"), "--format", "json").out)
-    score = AeLLEScorer.from_pretrained().score(direct(directory, 3), architecture="lstm", hidden_size=6, updates=0)
-    for name in ("performance", "low", "high", "baseline", "failure_probability", "familiarity"):
+    spectrum = direct(directory, 3)
+    states = {"state_mean": spectrum.state_mean, "state_spread": spectrum.state_spread}
+    score = AeLLEScorer.from_pretrained().score(
+        spectrum, architecture="lstm", hidden_size=6, updates=0, steps=spectrum.steps + spectrum.transient, **states
+    )
+    baselines = ("baseline", "baseline_failure_probability", "baseline_takeoff_probability")
+    for name in ("performance", "low", "high", "failure_probability", "familiarity", *baselines):
         assert said[name] == pytest.approx(getattr(score, name), abs=1e-3), name
+    assert said["speaks"] == list(score.speaks)
     assert said["latent"] == pytest.approx(score.latent.tolist(), abs=1e-3)
 
     monkeypatch.setattr(sys, "stdin", StringIO(text))
@@ -504,14 +510,55 @@ def test_score_is_the_scorer_s(
     assert read(run("score", "-", "--format=json", "--updates=400").out) != said
 
 
+class Attentive(AeLLEScorer):
+    """Keeps what it is told."""
+
+    heard: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self) -> None: ...
+
+    def score(self, spectrum: Any, **context: Any) -> AeLLEScore:
+        self.heard.clear()
+        self.heard.update(context)
+        return AeLLEScore(0.5, 0.4, 0.6, 0.1, 0.9, 0.75, 0.9, torch.zeros(4), 0.5)
+
+
+def test_score_tells_the_scorer_all_that_is_known(
+    run: Run, checkpoint: Path, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the file what was measured, from options the rest; and options before the file."""
+    monkeypatch.setattr("lightning_lyapunov.cli.commands.scorer_of", lambda _: Attentive())
+    (tmp_path / "s.json").write_text(run(*NET, "--format", "json").out)
+    spectrum = direct(directory, 12)
+    words = ("score", str(tmp_path / "s.json"))
+    assert run(*words).code == OK
+    states = {"state_mean": spectrum.state_mean, "state_spread": spectrum.state_spread}
+    measured = {**states, "steps": spectrum.steps + spectrum.transient}
+    unknown = dict.fromkeys(("performance", "learning_rate", "adaptive", "gradient_norm"))
+    made = {"architecture": "lstm", "hidden_size": 6, "updates": 0}
+    assert Attentive.heard == {**made, **unknown, **{name: pytest.approx(value) for name, value in measured.items()}}
+
+    more = ("--learning-rate=1e-3", "--adaptive", "--gradient-norm=2", "--state-mean=.1", "--state-spread=.2")
+    assert run(*words, *more, "--steps", "99", "--performance=.5").code == OK
+    told = {"learning_rate": 1e-3, "adaptive": True, "gradient_norm": 2.0, "state_mean": 0.1, "state_spread": 0.2}
+    assert Attentive.heard == {**made, **told, "steps": 99, "performance": 0.5}
+    (tmp_path / "list.json").write_text(json.dumps([-0.1, -0.5]))
+    assert run("score", str(tmp_path / "list.json"), "--adaptive", "false").code == OK
+    assert Attentive.heard["steps"] is None and Attentive.heard["adaptive"] is False
+
+
 def test_score_of_a_file_of_an_older_version(run: Run, checkpoint: Path, tmp_path: Path) -> None:
-    """It knew neither errors nor growth; a score is made of the exponents."""
+    """It knew neither errors nor growth, nor the states that the network visits, and is scored without."""
     said = read(run(*NET, "--format", "json").out)
     (tmp_path / "new.json").write_text(json.dumps(said))
     newer = ("error", "settled", "log_singular_values", "log_singular_values_error", "gain", "gain_error")
+    newer = (*newer, "state_mean", "state_spread")
     (tmp_path / "old.json").write_text(json.dumps({name: value for name, value in said.items() if name not in newer}))
-    new, old = (run("score", str(tmp_path / f"{age}.json"), "--format", "json") for age in ("new", "old"))
-    assert new.code == old.code == OK and read(new.out) == read(old.out)
+    old = run("score", str(tmp_path / "old.json"), "--format", "json")
+    spectrum, known = spectrum_of(tmp_path / "new.json")
+    told = {name: known[name] for name in ("architecture", "hidden_size", "updates")}
+    score = AeLLEScorer.from_pretrained().score(spectrum, **told, steps=known["length"])
+    assert old.code == OK and read(old.out)["performance"] == pytest.approx(score.performance, abs=1e-6)
     spectrum, _ = spectrum_of(tmp_path / "old.json")
     assert spectrum.error.tolist() == (2 * spectrum.stderr).tolist() and not spectrum.settled.any()
 
@@ -607,6 +654,27 @@ def test_bank_is_built_by_the_same_function(run: Run, monkeypatch: pytest.Monkey
     assert (len(populations), directory, jobs) == (6, tmp_path / "records", 2)
     assert done.code == USAGE
     assert "records of populations" in done.err  # as nothing was trained
+
+
+def test_bank_fit_and_report_are_done_by_the_same_functions(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of the module that ``make bank-report`` runs; the scorer that was fitted is one that "score" takes."""
+    from lightning_lyapunov.bank.report import writing
+
+    asked: list[Any] = []
+    general, weights = AeLLEScorer.from_pretrained(), tmp_path / "w.safetensors"
+    monkeypatch.setattr("lightning_lyapunov.bank.records.Bank.load", lambda path: path)
+    monkeypatch.setattr(writing, "fit_on", lambda bank, seed: asked.append((bank, seed)) or general)
+    done = run("bank", "fit", "records", str(weights), "--seed", "7")
+    assert (done.code, asked) == (OK, [(Path("records"), 7)])
+    assert done.out == f"fitted on {general.card['networks']} networks: {weights}\n"
+    assert AeLLEScorer.load(weights).card == general.card
+
+    monkeypatch.setattr(writing, "write_report", lambda *arguments: asked.append(arguments))
+    places = ("--weights", "w", "--page", "p.md", "--picture", "p.png", "--kept", "kept")
+    assert run("bank", "report", "records", *places).code == OK
+    assert asked[1] == tuple(map(Path, ("records", "w", "p.md", "p.png", "kept")))
 
 
 def test_bank_on_a_cluster_names_what_is_missing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

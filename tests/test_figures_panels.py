@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from lightning_lyapunov import AeLLEScorer
+from lightning_lyapunov.aelle.atlas import known_networks
+from lightning_lyapunov.aelle.features import Rows, exponents_of
 from lightning_lyapunov.figures import (
     LatentMap,
     figures_of,
@@ -183,16 +185,17 @@ def test_performance_in_another_unit_has_an_axis_of_its_own() -> None:
 
 
 def test_path_lies_in_the_space_of_the_map(scorer: AeLLEScorer, bank: LatentMap) -> None:
-    """A network of the bank, measured and scored as in a fit, lands on its own point."""
-    from importlib.resources import as_file, files
-
-    from lightning_lyapunov.bank.records import Bank
-
-    with as_file(files("lightning_lyapunov.bank").joinpath("bank.safetensors")) as path:
-        networks = Bank.load(path)
-    code = scorer.score(networks.spectra[0][0], architecture="lstm", hidden_size=32, updates=0).latent
+    """A network of the bank, scored as in a fit, lands on its own point: the first, and the last after training."""
+    spectra, skill = known_networks()
+    for moment, number, point in ((0, 0, 0), (1, -1, -1)):
+        exponents = exponents_of(spectra[moment, number, :-1])
+        code = scorer.score(exponents, architecture="lstm", hidden_size=32, updates=0).latent
+        # Its mean exponent is that of the network, the one of a list of exponents that of the list.
+        torch.testing.assert_close(bank.place(code), bank.points[point], rtol=0.05, atol=0.05)
+        assert bank.skill[point] == skill[number]
+    rows = Rows(spectra[0, :1], Rows.unknown(1).context)
+    code = scorer.predict(rows).latent[0]
     torch.testing.assert_close(bank.place(code), bank.points[0], rtol=1e-4, atol=1e-4)
-    assert bank.skill[0] == networks.skill(networks.final)[0]
 
 
 def test_map_is_of_principal_directions(bank: LatentMap) -> None:
@@ -213,6 +216,15 @@ def test_map_is_reproducible_and_draws_nothing_random(scorer: AeLLEScorer, bank:
     assert torch.equal(torch.get_rng_state(), state)
     assert (np.random.get_state()[1] == numpy_state).all()
     assert torch.equal(again.points, bank.points)
+
+
+def test_map_is_the_same_in_a_process_of_float64(scorer: AeLLEScorer, bank: LatentMap) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = LatentMap.of_bank(scorer, networks=40)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(again.points, bank.points) and again.skill.dtype == torch.float32
 
 
 def test_latent_map_shows_the_path_and_how_familiar_it_is(bank: LatentMap) -> None:
@@ -259,7 +271,7 @@ def _scorer_with_codes_of(scorer: AeLLEScorer, size: int) -> AeLLEScorer:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         heads = replace(scorer.heads, models=[AeLLE(size).eval()])
-    calibration = scorer.gate, scorer.baseline_gate, scorer.intervals, scorer.familiarity, scorer.average, scorer.card
+    calibration = scorer.intervals, scorer.familiarity, scorer.worth, scorer.average, scorer.card
     return AeLLEScorer(heads, *calibration)
 
 

@@ -9,7 +9,7 @@ import torch
 from batches import asked, changed, draw, options
 from torch import Generator
 
-from lightning_lyapunov.bank.tasks import SET_ASIDE, TASKS, Task, loss, metric
+from lightning_lyapunov.bank.tasks import CURRENT, SET_ASIDE, TASKS, Batch, Task, loss, metric
 from lightning_lyapunov.bank.tasks.sequences import windows
 
 NAN = math.nan
@@ -17,13 +17,25 @@ NAN = math.nan
 every_task = pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
 
 
-def test_families_of_at_least_two_variants() -> None:
-    families = [task.family for task in TASKS.values()]
-    assert len(set(families)) == 25
-    assert all(families.count(family) >= 2 for family in families)
-    assert SET_ASIDE == ("associate", "ring")
-    assert set(SET_ASIDE) <= set(families)
+def test_families_of_two_or_three_variants_besides_those_set_aside() -> None:
+    families = [task.family for task in CURRENT.values()]
+    assert len(set(families) - set(SET_ASIDE)) >= 28
+    assert len(set(SET_ASIDE) & set(families)) == 2
+    assert {families.count(family) for family in families} == {2, 3}
     assert all(name == task.name and name.startswith(f"{task.family}-") for name, task in TASKS.items())
+
+
+def test_tasks_of_the_first_bank_are_known_but_not_trained_on_again() -> None:
+    former = set(TASKS) - set(CURRENT)
+    assert set(CURRENT) < set(TASKS)
+    assert {"recall-12", "parity-8", "order-4"} <= former
+
+
+def test_a_third_of_the_tasks_at_most_is_trained_for_longer() -> None:
+    updates = [task.updates for task in CURRENT.values()]
+    assert set(updates) == {800, 2000}
+    assert updates.count(2000) <= len(updates) / 3
+    assert all(CURRENT[name].updates == TASKS[name].updates for name in CURRENT)
 
 
 @every_task
@@ -93,6 +105,33 @@ def test_noise_hides_what_is_seen_and_changes_nothing_that_is_asked(task: Task) 
     lines = noise.std(0)[noise.any(0)]  # some lines, such as cues, are noiseless
     assert len(lines) >= 1
     assert lines.tolist() == pytest.approx([options(task)["noise"]] * len(lines), rel=0.1)
+
+
+WAITING = [task for task in TASKS.values() if options(task).get("wait")]
+
+
+@pytest.mark.parametrize("task", WAITING, ids=lambda task: task.name)
+def test_after_a_wait_the_answer_is_that_of_the_same_sequence_asked_at_once(task: Task) -> None:
+    wait = options(task)["wait"]
+    quiet = changed(task, noise=0.0) if options(task).get("noise") else task
+    late, prompt = draw(quiet), draw(changed(quiet, wait=0))
+    answers = late.targets[-1]
+    assert asked(answers).all()
+    if task.family == "tally":  # its line is named at the end of the wait
+        late, prompt = (Batch(batch.inputs[:-1], batch.targets) for batch in (late, prompt))
+    if task.family != "order":  # in which other symbols go on
+        assert torch.equal(late.inputs[:-wait], prompt.inputs)
+        assert not late.inputs[-wait:].any()
+        assert torch.equal(answers, prompt.targets[-1])
+    if task.family != "context":  # which is asked four times
+        assert not asked(late.targets[:-1]).any()
+
+
+@pytest.mark.parametrize("task", [task for task in WAITING if options(task).get("noise")], ids=lambda task: task.name)
+def test_only_noise_comes_in_during_a_wait(task: Task) -> None:
+    waited = draw(task, 256).inputs[-options(task)["wait"] :]
+    noise = waited[..., waited.flatten(0, 1).any(0)]
+    assert noise.std().item() == pytest.approx(options(task)["noise"], rel=0.05)
 
 
 def test_held_out_windows_share_no_step_with_the_others() -> None:

@@ -10,7 +10,7 @@ from lightning_lyapunov.bank.tasks.dynamics import _narma_system, _shipped, heno
 
 @variants("narma")
 def test_narma_obeys_its_equation(task: Task) -> None:
-    order = int(task.name.removeprefix("narma-"))
+    order = options(task)["order"]
     raw = _narma_system(order)
     drive, after = raw[:60, 0].T.tolist()
     for t in range(order, 59):
@@ -35,6 +35,14 @@ def test_a_chaotic_series_neither_settles_nor_cycles(name: str) -> None:
     assert series.isfinite().all()
     for chain in series[-400:, :8, 0].T:
         assert len((chain * 1000).round().unique()) > 300  # a cycle would come back to the same few values
+
+
+def test_a_late_answer_is_the_same_answer_so_many_steps_later() -> None:
+    task = TASKS["narma-late"]
+    late, (inputs, targets) = options(task)["late"], draw(changed(task, late=0))
+    assert torch.equal(draw(task).inputs, inputs)
+    assert torch.equal(draw(task).targets[late + 5 :], targets[5:-late])  # the first five are not asked
+    assert draw(task).targets[: late + 5].isnan().all()
 
 
 def test_henon_series_obeys_the_map() -> None:

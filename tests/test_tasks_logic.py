@@ -1,6 +1,7 @@
 """Tasks of logic against their rules, followed step by step in plain Python."""
 
 import math
+from itertools import permutations
 
 from batches import agree, columns, draw, options, variants
 
@@ -62,3 +63,18 @@ def test_modular(task: Task) -> None:
             count = 0 if count == modulus else count
             assert step in ([1, 0], [0, 1])
             assert target == [count if time >= after else -1]
+
+
+@variants("group")
+def test_group(task: Task) -> None:
+    """Three cards are moved by hand; their order is looked up among all orders, which are sorted."""
+    orders, after = sorted(permutations("abc")), options(task)["after"]
+    for inputs, targets in columns(draw(task)):
+        cards = list("abc")
+        for time, (step, target) in enumerate(zip(inputs, targets, strict=True)):
+            move = step.index(1)
+            if move == 1:
+                cards[:2] = cards[1::-1]
+            if move == 2:
+                cards.append(cards.pop(0))
+            assert target == [orders.index(tuple(cards)) if time >= after else -1]

@@ -40,8 +40,9 @@ def test_adding(task: Task) -> None:
 @variants("compare")
 def test_compare(task: Task) -> None:
     for inputs, targets in columns(draw(changed(task, noise=0.0))):
-        assert [present for _, present in inputs] == [1, 1] + [0] * (task.steps - 4) + [1, 1]
-        difference = inputs[0][0] - inputs[-1][0]
+        delay, wait = options(task)["delay"], options(task).get("wait", 0)
+        assert [present for _, present in inputs] == [1, 1] + [0] * delay + [1, 1] + [0] * wait
+        difference = inputs[0][0] - inputs[2 + delay][0]
         assert agree(targets, [[NAN]] * (task.steps - 1) + [[difference * math.sqrt(1.5)]])
 
 
@@ -61,35 +62,11 @@ def test_order(task: Task) -> None:
         assert all(sorted(step) == [0] * 5 + [1] for step in inputs)
         kinds = [step.index(1) for step in inputs if step.index(1) < 2]  # what is not a mark distracts
         assert len(kinds) == marks
+        assert all(step.index(1) >= 2 for step in inputs[options(task)["steps"] :])  # the wait has no marks
         answer = int("".join(map(str, reversed(kinds))), 2)
         assert targets == [[-1]] * (task.steps - 1) + [[answer]]
         answers.add(answer)
     assert answers == set(range(task.output_size))
-
-
-@variants("associate")
-def test_associate(task: Task) -> None:
-    """Each key that comes without a value is looked up among those that came with one."""
-    pairs, keys, delay = (options(task)[name] for name in ("pairs", "keys", "delay"))
-    orders = set()
-    for inputs, targets in columns(draw(task, 256)):
-        book: dict[int, float] = {}
-        looked_up = []
-        for step, target in zip(inputs, targets, strict=True):
-            key, value = step[:keys], step[keys:]
-            if 1 in value:
-                book[key.index(1)] = value.index(1)
-                assert target == [-1]
-            elif 1 in key:
-                looked_up.append(key.index(1))
-                assert target == [book[key.index(1)]]
-            else:
-                assert target == [-1]
-        assert [any(step) for step in inputs] == [True] * pairs + [False] * delay + [True] * pairs
-        assert len(book) == pairs
-        assert sorted(looked_up) == sorted(book)
-        orders.add(tuple(list(book).index(key) for key in looked_up))
-    assert len(orders) == math.factorial(pairs)  # any, not just that of showing
 
 
 @variants("timing")
@@ -113,3 +90,23 @@ def test_winner(task: Task) -> None:
     for inputs, targets in columns(draw(task)):
         _, value = max(inputs, key=lambda step: step[0])
         assert agree(targets, [[NAN]] * (task.steps - 1) + [[value]])
+
+
+@variants("product")
+def test_product(task: Task) -> None:
+    for inputs, targets in columns(draw(task)):
+        (one, place), (other, later) = [(number, time) for time, (number, mark) in enumerate(inputs) if mark]
+        assert place < task.steps // 2 <= later
+        assert agree(targets, [[NAN]] * (task.steps - 1) + [[one * other]])
+
+
+@variants("nback")
+def test_nback(task: Task) -> None:
+    back, answers = options(task)["back"], []
+    for inputs, targets in columns(draw(task)):
+        symbols = [step.index(1) for step in inputs]
+        expected = [float(symbols[t] == symbols[t - back]) if t >= back else NAN for t in range(task.steps)]
+        assert agree(targets, [[answer] for answer in expected])
+        answers += expected[back:]
+        assert set(symbols) <= set(range(task.input_size))
+    assert abs(mean(answers) - 0.5) < 0.05

@@ -1,11 +1,10 @@
 """Tasks of shapes against the data set they show, and against themselves without the wait."""
 
 import pytest
-import torch
-from batches import changed, columns, draw, options, variants
+from batches import changed, columns, draw, variants
 from torch import Generator
 
-from lightning_lyapunov.bank.tasks import TASKS, Task
+from lightning_lyapunov.bank.tasks import Task
 from lightning_lyapunov.bank.tasks.shapes import digits
 
 
@@ -29,15 +28,3 @@ def test_held_out_digits_are_never_trained_on() -> None:
     assert len(seen) > 1000
     assert len(held_out) > 400
     assert not seen & held_out
-
-
-@pytest.mark.parametrize("name", ["templates-wait", "digits-wait"])
-def test_a_wait_only_appends_noise(name: str) -> None:
-    """Without noise, the same sequences asked at once are its beginning, zeros its end, and their answers its last."""
-    task, wait = TASKS[name], options(TASKS[name])["wait"]
-    late, prompt = draw(changed(task, noise=0.0)), draw(changed(task, noise=0.0, wait=0))
-    assert torch.equal(late.inputs[:-wait], prompt.inputs)
-    assert not late.inputs[-wait:].any()
-    assert torch.equal(late.targets[-1], prompt.targets[-1])
-    assert (late.targets[:-1] == -1).all()
-    assert draw(task).inputs[-wait:].std().item() == pytest.approx(options(task)["noise"], rel=0.05)

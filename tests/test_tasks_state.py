@@ -1,6 +1,7 @@
 """Tasks of a state against that state, kept in plain Python from the inputs without noise."""
 
 import math
+from statistics import mean, pstdev
 
 from batches import agree, changed, columns, draw, options, variants
 
@@ -27,7 +28,9 @@ def test_flipflop_holds_the_last_pulse(task: Task) -> None:
 def test_context_asks_for_the_relevant_channel(task: Task) -> None:
     for inputs, targets in columns(draw(changed(task, noise=0.0))):
         relevant = inputs[0][2:].index(1)
-        assert agree(targets, [[NAN]] * (task.steps - 4) + [[inputs[-1][relevant]]] * 4)
+        assert agree(targets, [[NAN]] * (task.steps - 4) + [[inputs[0][relevant]]] * 4)
+        seen = task.steps - options(task).get("wait", 0)
+        assert [step[:2] for step in inputs] == [inputs[0][:2]] * seen + [[0, 0]] * (task.steps - seen)
 
 
 @variants("ring")
@@ -55,4 +58,41 @@ def test_sine(task: Task) -> None:
         assert inputs == [[level]] * shown + [[0]] * (task.steps - shown)
         turns = (1 - level / 2) / slow + level / 2 / fast  # a step
         wave = [[math.sqrt(2) * math.sin(2 * math.pi * turns * time)] for time in range(task.steps - shown)]
-        assert agree(targets, [[NAN]] * (shown + 1) + wave[1:])
+        after = max(shown + 1, options(task).get("after", 0))
+        assert agree(targets, [[NAN]] * after + wave[after - shown :])
+
+
+@variants("walk")
+def test_walk(task: Task) -> None:
+    """A walker on a board who stays where a wall stops him; places are those of a board of unit variance."""
+    side, wait = options(task)["side"], options(task)["wait"]
+    board = [(place - mean(range(side))) / pstdev(range(side)) for place in range(side)]
+    for inputs, targets in columns(draw(task)):
+        where = [min(range(side), key=lambda place, x=x: abs(board[place] - x)) for x in inputs[0][4:]]
+        expected = []
+        for step in inputs:
+            if 1 in step[:4]:
+                axis, way = divmod(step.index(1), 2)
+                moved = where[1 - axis] + (1, -1)[way]
+                where[1 - axis] = moved if 0 <= moved < side else where[1 - axis]
+            expected.append([board[place] for place in where])
+        unasked = task.steps - 1 if wait else task.steps // 2
+        assert agree(targets, [[NAN, NAN]] * unasked + expected[unasked:])
+        assert [any(step) for step in inputs[1:]] == [True] * (task.steps - wait - 1) + [False] * wait
+
+
+@variants("rhythm")
+def test_rhythm(task: Task) -> None:
+    """The bar is read off the first beats, and goes on when they have stopped."""
+    (shortest, longest), beats = options(task)["periods"], options(task)["beats"]
+    periods = set()
+    for inputs, targets in columns(draw(task, 256)):
+        times = [time for time, (beat,) in enumerate(inputs) if beat]
+        period = times[1] - times[0]
+        assert times == [times[0] + k * period for k in range(beats)]
+        turns = [2 * math.pi * (time - times[0]) / period for time in range(task.steps)]
+        bar = [[math.sqrt(2) * math.cos(turn), math.sqrt(2) * math.sin(turn)] for turn in turns]
+        asked = max(times[0] + beats * period, options(task)["after"])
+        assert agree(targets, [[NAN, NAN]] * asked + bar[asked:])
+        periods.add(period)
+    assert periods == set(range(shortest, longest + 1))

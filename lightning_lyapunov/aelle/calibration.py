@@ -1,94 +1,33 @@
-"""What stands between raw predictions and what is said: the skill so far, intervals, and familiarity.
+"""What stands between predictions and what is said of them: intervals, familiarity, and what the spectrum is worth.
 
 Everything here is fitted on predictions for networks of tasks that the predicting model had not seen.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lightning_lyapunov.aelle.features import CONTEXT, LEVELS, Rows, Tensors
+from lightning_lyapunov.aelle.autoencoder import RANKED
+from lightning_lyapunov.aelle.combining import Pairs
+from lightning_lyapunov.aelle.features import Rows, Tensors
+from lightning_lyapunov.aelle.fitting import CLEAR
+from lightning_lyapunov.aelle.knowledge import KNOTS, RUNGS, SKILL, STATES, between, near_knots, place, rung, state
 
-KNOTS = (0.0, 10.0, 40.0, 160.0, 800.0)
-"""Updates at which calibration is fitted; in between it is interpolated on a logarithmic scale."""
-TRUSTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
-"""How much a spectrum may count beside the skill so far: what is tried. Above ½ more skill could count as less."""
-PARTS = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Of the autoencoders beside the ridge: what is tried."""
 BINS = 5
 """Intervals differ between so many ranges of the prediction."""
 COVERAGE = 0.8
 UNFAMILIAR = 0.04
 """Share of the bank outside the interval of a network of which nothing is known."""
+FEWEST = 60
+"""Rows that an interval rests on."""
 NEIGHBOURS, COMPONENTS = 5, 6
 COMMON = 0.1
 """A spectrum is as familiar as can be while at least this share of those known are as isolated."""
-
-
-@dataclass(frozen=True)
-class Gate(Tensors):
-    r"""What the spectrum says, weighed against the skill so far.
-
-    .. math:: r = s + \kappa(u)\,(1 - s)^2\,p, \qquad \text{performance} = \sigma(a(u) + b(u)\, r)
-
-    with s the skill after u updates and p the prediction that does not know it. A network that has not yet learnt
-    anything is judged by its spectrum, one that has by how far it came: among networks of a task the spectrum cannot
-    overrule the skill so far where that says more, since κ is what ranks best on tasks not seen, and may be 0.
-    """
-
-    trust: Tensor
-    """(knots,) κ."""
-    offset: Tensor
-    """(knots,) a."""
-    slope: Tensor
-    """(knots,) b, positive."""
-
-    @staticmethod
-    def fit(prediction: Tensor, rows: Rows, skill: Tensor, groups: Tensor, weights: Tensor) -> Gate:
-        """Choose κ by the rank correlation within groups (tasks), then the levels by least squares.
-
-        Args:
-            prediction: (R,) what is said without the skill so far.
-            rows: R rows that know it.
-            skill: (R,) final.
-            groups: (R,) long; networks are only ranked within a group.
-            weights: (R,).
-        """
-        known = ~rows.context[:, CONTEXT.index("skill")].isnan()
-        if int(known.sum()) < 5:  # nothing to learn from: the skill so far will not count
-            return Gate(*(prediction.new_full((len(KNOTS),), math.nan) for _ in range(3)))
-        prediction, rows, skill, groups, weights = (
-            prediction[known], rows[known], skill[known], groups[known], weights[known],
-        )  # fmt: skip
-        so_far, place = rows.context[:, CONTEXT.index("skill")], _place(rows)
-        trust, offset, slope = [], [], []
-        for knot in range(len(KNOTS)):
-            near = (place - knot).abs() < 0.5
-            if int(near.sum()) < 5:
-                near = torch.ones_like(near)
-            p, s, y = prediction[near], so_far[near], skill[near]
-            ranked = [_mean_correlation(_combined(p, s, torch.tensor(k)), y, groups[near]) for k in TRUSTS]
-            trust.append(TRUSTS[max(range(len(TRUSTS)), key=lambda i: (ranked[i], -i))])
-            a, b = _logistic(_combined(p, s, torch.tensor(trust[-1])), y, weights[near])
-            offset.append(a)
-            slope.append(b)
-        return Gate(*(torch.tensor(values, dtype=prediction.dtype) for values in (trust, offset, slope)))
-
-    def __call__(self, prediction: Tensor, rows: Rows) -> Tensor:
-        """Performance (R,); the prediction itself for rows that do not know their skill so far."""
-        so_far, place = rows.context[:, CONTEXT.index("skill")], _place(rows)
-        trust, offset, slope = (_at(values, place) for values in (self.trust, self.offset, self.slope))
-        gated = torch.sigmoid(offset + slope * _combined(prediction, so_far, trust))
-        return torch.where(gated.isnan(), prediction, gated)
-
-
-def _combined(prediction: Tensor, so_far: Tensor, trust: Tensor) -> Tensor:
-    return so_far + trust * (1 - so_far) ** 2 * prediction
 
 
 @dataclass(frozen=True)
@@ -96,124 +35,136 @@ class Intervals(Tensors):
     """The 80 % interval around a prediction: how far off such predictions were for tasks not seen."""
 
     quantiles: Tensor
-    """(8, knots, BINS, 2) of truth less prediction, by :func:`knowledge`, updates and prediction."""
+    """(STATES, knots, BINS, 2) of truth less prediction, by what is known, updates and prediction."""
     spread: Tensor
     """(2,) the interval of a network of which nothing is known."""
 
     @staticmethod
-    def fit(prediction: Tensor, rows: Rows, skill: Tensor) -> Intervals:
-        """Fit on rows of every state of knowledge that is wanted; states without rows get the widest interval."""
+    def fit(prediction: Tensor, rows: Rows, skill: Tensor, weights: Tensor) -> Intervals:
+        """Fit on rows of every state of knowledge that is wanted; states without rows get the widest interval.
+
+        Args:
+            prediction: (R,).
+            rows: R rows.
+            skill: (R,) final.
+            weights: (R,).
+        """
         tails = torch.tensor([(1 - COVERAGE) / 2, (1 + COVERAGE) / 2], dtype=skill.dtype)
-        place, known = _place(rows).round().long(), knowledge(rows)
-        error = skill - prediction
-        spread = skill.quantile(tails.new_tensor([UNFAMILIAR / 2, 1 - UNFAMILIAR / 2]))
-        table = skill.new_empty(8, len(KNOTS), BINS, 2)
-        for state in range(8):
-            here = known == state
-            for knot in range(len(KNOTS)):
-                near = here & (place == knot)
+        spread = weighted_quantile(skill, weights, skill.new_tensor([UNFAMILIAR / 2, 1 - UNFAMILIAR / 2]))
+        table = (spread - prediction.mean()).expand(STATES, len(KNOTS), BINS, 2).clone()
+        there, known = place(rows), state(rows)
+        for number in known.unique().tolist():
+            inside = known == number
+            said, error, w, at = prediction[inside], (skill - prediction)[inside], weights[inside], there[inside]
+            near_by = near_knots(at, FEWEST)
+            for near, knots in near_by:
                 for b in range(BINS):
-                    # Predictions of about the same size; ranges grow until they hold enough.
-                    middle = (b + 0.5) / BINS
-                    distance = (prediction - middle).abs()
-                    cell = near & (distance <= 0.5 / BINS)
-                    if int(cell.sum()) < 60:
-                        pool = near if int(near.sum()) >= 60 else here
-                        cell = pool & (distance <= 1.0 / BINS)
-                        cell = cell if int(cell.sum()) >= 20 else pool
-                    table[state, knot, b] = (
-                        error[cell].quantile(tails) if int(cell.sum()) >= 5 else spread - prediction.mean()
-                    )
+                    # Predictions of about the same size; the range grows until it holds enough.
+                    distance = (said[near] - (b + 0.5) / BINS).abs()
+                    enough = distance.sort().values[min(FEWEST, len(near)) - 1].clamp(min=0.5 / BINS)
+                    cell = near[distance <= enough]
+                    table[number, knots, b] = weighted_quantile(error[cell], w[cell], tails)
+            # Ends that many networks reach, no skill or all of it, hold more than their share: until 80 % are inside.
+            below, above = _between_bins(table[number], said, at).unbind(1)
+            factor = torch.maximum(error / above.clamp(min=1e-3), error / below.clamp(max=-1e-3))
+            for near, knots in near_by:
+                table[number, knots] *= weighted_quantile(factor[near], w[near], factor.new_tensor([COVERAGE]))
         return Intervals(table, spread)
 
-    def __call__(
-        self, prediction: Tensor, rows: Rows, familiarity: Tensor, share: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, prediction: Tensor, rows: Rows, familiarity: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
         """Ends (R,) and (R,); the less familiar, the wider.
 
         Args:
             prediction: (R,).
             rows: R rows.
             familiarity: (R,) of their spectra: below one half the interval gives way to the widest.
-            share: (R,) of it that is left for what lies beyond the ranges seen; all if None.
+            share: (R,) of it that is left for what lies beyond the ranges seen.
         """
-        place = _place(rows)
-        position = (prediction * BINS - 0.5).clamp(0, BINS - 1)
-        low = position.floor().long()
-        high = (low + 1).clamp(max=BINS - 1)
-        by_knot = self.quantiles[knowledge(rows)]  # (R, knots, BINS, 2)
-        index = torch.arange(len(prediction))
-        by_bin = torch.lerp(by_knot[index, :, low], by_knot[index, :, high], (position - low).view(-1, 1, 1))
-        before = place.floor().long().clamp(max=len(KNOTS) - 2)
-        error = torch.lerp(by_bin[index, before], by_bin[index, before + 1], (place - before).unsqueeze(1))
-        ends = prediction.unsqueeze(1) + error
-        near = (familiarity / 0.5).clamp(max=1.0)
-        far = (1 - (near if share is None else near * share)).unsqueeze(1)
+        ends = prediction.unsqueeze(1) + _between_bins(self.quantiles[state(rows)], prediction, place(rows))
+        far = (1 - (familiarity / 0.5).clamp(max=1.0) * share).unsqueeze(1)
         widest = torch.stack([torch.minimum(ends[:, 0], self.spread[0]), torch.maximum(ends[:, 1], self.spread[1])], 1)
         ends = torch.lerp(ends, widest, far).clamp(0.0, 1.0)
         return torch.minimum(ends[:, 0], prediction), torch.maximum(ends[:, 1], prediction)
 
 
+def _between_bins(table: Tensor, prediction: Tensor, place: Tensor) -> Tensor:
+    """(R, 2) of a table ``(knots, BINS, 2)``, or one for each row, at predictions and places (R,)."""
+    position = (prediction * BINS - 0.5).clamp(0, BINS - 1)
+    low = position.floor().long()
+    high = (low + 1).clamp(max=BINS - 1)
+    by_knot, index = table.expand(len(prediction), -1, -1, -1), torch.arange(len(prediction))
+    by_bin = torch.lerp(by_knot[index, :, low], by_knot[index, :, high], (position - low).view(-1, 1, 1))
+    return between(by_bin, place)
+
+
+def weighted_quantile(values: Tensor, weights: Tensor, levels: Tensor) -> Tensor:
+    """Quantiles of values (n,) that count by their weights (n,), at levels in [0, 1]."""
+    order = values.argsort()
+    total = weights[order].double().cumsum(0)
+    middle = (total - weights[order].double() / 2) / total[-1]
+    above = torch.searchsorted(middle, levels.double()).clamp(1, max(len(values) - 1, 1))
+    low, high = above - 1, above.clamp(max=len(values) - 1)
+    gap = (middle[high] - middle[low]).clamp(min=1e-12)
+    share = ((levels.double() - middle[low]) / gap).clamp(0.0, 1.0).to(values.dtype)
+    return torch.lerp(values[order][low], values[order][high], share)
+
+
 @dataclass(frozen=True)
-class Shares(Tensors):
-    """How much the autoencoders count beside the ridge: of each the more, the better it did on tasks not seen."""
+class Worth(Tensors):
+    """What the spectrum adds to everything else that is known, for networks of families not seen.
 
-    table: Tensor
-    """(6, knots, heads) in [0, 1], by what is known (:meth:`state`), updates and head."""
+    In pairs of networks of one task that are put in the right order, as a share of all such pairs: an area under the
+    ROC curve for failure and take-off.
+    """
 
-    @staticmethod
-    def equal(heads: int) -> Shares:
-        """One half, for everything."""
-        return Shares(torch.full((6, len(KNOTS), heads), 0.5))
-
-    @staticmethod
-    def state(rows: Rows) -> Tensor:
-        """(R,) in 0..5: no spectrum, a part of it or all; from 3 on, the skill so far too."""
-        unknown = rows.spectrum[:, :LEVELS].isnan()
-        skill = ~rows.context[:, CONTEXT.index("skill")].isnan()
-        return (~unknown[:, 0]).long() + (~unknown.any(1)).long() + 3 * skill.long()
+    gain: Tensor
+    """(2, rungs, knots, RANKED): skill so far known or not, mean over families; NaN where it is not known."""
+    error: Tensor
+    """Its standard errors."""
 
     @staticmethod
-    def fit(by_model: Tensor, by_ridge: Tensor, rows: Rows, wanted: Tensor, weights: Tensor) -> Shares:
-        """Choose the shares by the squared error, for each state of knowledge that there are rows of.
+    def unknown() -> Worth:
+        """That of a scorer that was never compared."""
+        table = torch.full((2, len(RUNGS), len(KNOTS), RANKED), math.nan, dtype=torch.float32)
+        return Worth(table, table.clone())
+
+    @staticmethod
+    def fit(said: Tensor, without: Tensor, rows: Rows, wanted: Tensor, groups: Tensor, families: Tensor) -> Worth:
+        """Compare predictions with and without the spectrum, by models that had not seen the rows' families.
 
         Args:
-            by_model: ``(R, heads)`` what the autoencoders say.
-            by_ridge: The same of the ridge.
-            rows: R rows.
-            wanted: ``(R, heads)`` what should be said; NaN where not known.
-            weights: (R,).
+            said: ``(R, RANKED)`` from whole spectra.
+            without: The same without.
+            rows: R rows, of any states of knowledge.
+            wanted: ``(R, RANKED)``.
+            groups: (R,) long: rows are ranked within a group.
+            families: (R,) long.
         """
-        parts = by_model.new_tensor(PARTS).view(-1, 1, 1)
-        told = ~wanted.isnan()
-        counts = told * weights.unsqueeze(1)
-        errors = (torch.lerp(by_ridge, by_model, parts) - wanted).square().nan_to_num() * counts  # (parts, R, heads)
-        place, state = _place(rows).round().long(), Shares.state(rows)
-        table = Shares.equal(wanted.shape[1]).table.to(by_model.dtype)
-        for known in range(6):
-            here = told & (state == known).unsqueeze(1)
-            for knot in range(len(KNOTS)):
-                near = here & (place == knot).unsqueeze(1)
-                near = torch.where(near.sum(0) >= 5, near, here)
-                # Rounded, so that noise does not decide between two of the same.
-                total = ((errors * near).sum(1) / (counts * near).sum(0)).round(decimals=4)
-                table[known, knot] = torch.where(near.any(0), parts[total.argmin(0), 0, 0], table[known, knot])
-        return Shares(table)
+        worth = Worth.unknown()
+        nearest, known, height = place(rows).round().long(), (~rows.context[:, SKILL].isnan()).long(), rung(rows)
+        both = torch.stack([said, without], -1).double()
+        for skill, r, knot in itertools.product((0, 1), range(len(RUNGS)), range(len(KNOTS))):
+            here = ((known == skill) & (height == r) & (nearest == knot)).nonzero()[:, 0]
+            for head in range(RANKED):
+                gains = []
+                for family in families[here].unique():
+                    use = here[families[here] == family]
+                    use = use[~wanted[use, head].isnan()]
+                    ones, clear = torch.ones(len(use)), CLEAR if head == 0 else 1.0
+                    pair = Pairs.of(wanted[use, head], ones, groups[use], clear).concordance(both[use, head])
+                    if not bool(pair.isnan().any()):
+                        gains.append(pair[0] - pair[1])
+                if len(gains) >= 3:
+                    by_family = torch.stack(gains)
+                    worth.gain[skill, r, knot, head] = by_family.mean()
+                    worth.error[skill, r, knot, head] = by_family.std() / math.sqrt(len(gains))
+        return worth
 
-    def __call__(self, rows: Rows) -> Tensor:
-        """(R, heads)."""
-        by_knot, place = self.table[Shares.state(rows)], _place(rows)
-        before = place.floor().long().clamp(max=len(KNOTS) - 2)
-        index = torch.arange(len(rows))
-        return torch.lerp(by_knot[index, before], by_knot[index, before + 1], (place - before).unsqueeze(1))
-
-
-def knowledge(rows: Rows) -> Tensor:
-    """(R,) in 0..7: whether the skill so far, the whole spectrum, and the kind of cell are known."""
-    skill = ~rows.context[:, CONTEXT.index("skill")].isnan()
-    whole = ~rows.spectrum[:, :LEVELS].isnan().any(1)
-    kind = ~rows.context[:, 0].isnan()
-    return skill.long() + 2 * whole.long() + 4 * kind.long()
+    def speaks(self, rows: Rows) -> Tensor:
+        """(R, RANKED) bool: whether the spectrum adds more than twice its standard error."""
+        skill = (~rows.context[:, SKILL].isnan()).long()
+        index = (skill, rung(rows), place(rows).round().long())
+        return self.gain[index] > 2 * self.error[index]
 
 
 @dataclass(frozen=True)
@@ -267,50 +218,3 @@ class Familiarity(Tensors):
         ordinary = (farther / COMMON).clamp(max=1.0)
         ordinary = torch.where(is_unknown_kind, 0.25 * ordinary, ordinary)
         return torch.where(rows.spectrum.isnan().all(1), 0.0, ordinary)
-
-
-def _place(rows: Rows) -> Tensor:
-    """(R,) where the updates lie among the knots, in [0, knots - 1]; unknown counts as one epoch."""
-    logs = rows.context[:, CONTEXT.index("log_updates")]
-    marks = torch.tensor([math.log1p(knot / 10) for knot in KNOTS], dtype=logs.dtype)
-    logs = torch.where(logs.isnan(), marks[2], logs).clamp(marks[0], marks[-1])
-    before = (torch.searchsorted(marks, logs, right=True) - 1).clamp(0, len(KNOTS) - 2)
-    return before + (logs - marks[before]) / (marks[before + 1] - marks[before])
-
-
-def _at(values: Tensor, place: Tensor) -> Tensor:
-    before = place.floor().long().clamp(max=len(values) - 2)
-    return torch.lerp(values[before], values[before + 1], place - before)
-
-
-def _mean_correlation(score: Tensor, skill: Tensor, groups: Tensor) -> float:
-    """Mean over groups of the rank correlation, rounded so that noise does not decide between two of the same."""
-    found: Sequence[float] = [
-        float(torch.corrcoef(torch.stack([_ranks(score[groups == g]), _ranks(skill[groups == g])]))[0, 1])
-        for g in groups.unique()
-        if int((groups == g).sum()) >= 5
-    ]
-    known = [value for value in found if not math.isnan(value)]
-    return round(sum(known) / len(known), 3) if known else 0.0
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """Ranks, ties averaged."""
-    _, inverse, counts = values.unique(sorted=True, return_inverse=True, return_counts=True)
-    ends = counts.cumsum(0).float()
-    return (ends - (counts.float() - 1) / 2)[inverse]
-
-
-def _logistic(x: Tensor, y: Tensor, weights: Tensor) -> tuple[float, float]:
-    """A and b > 0 of σ(a + b x) nearest to y in cross-entropy, lightly regularised: Newton's method."""
-    x, y, w = x.double(), y.double(), (weights / weights.sum() * len(x)).double()
-    design = torch.stack([torch.ones_like(x), x], 1)
-    beta = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    penalty = torch.tensor([0.0, 0.01 * len(x) / 100 + 0.01], dtype=torch.float64)
-    for _ in range(30):
-        p = torch.sigmoid(design @ beta)
-        gradient = design.mT @ (w * (p - y)) + penalty * beta
-        hessian = (design * (w * p * (1 - p)).unsqueeze(1)).mT @ design + torch.diag(penalty + 1e-6)
-        step = torch.linalg.solve(hessian, gradient)
-        beta = beta - step.clamp(-2.0, 2.0)
-    return float(beta[0]), max(float(beta[1]), 0.1)

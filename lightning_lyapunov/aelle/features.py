@@ -18,16 +18,26 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-LEVELS = 32
+LEVELS = 64
 """Values a spectrum is read at: the middles of so many equal shares of its directions."""
 SCALE = 0.05
 """Nats per step. Exponents much closer to zero than this look alike."""
+SMALLEST = 1e-6
+"""Below which rates, norms and sizes of a state look alike."""
 FLOOR = -100.0
 """Nats per step. Dead directions are seen as this."""
-ARCHITECTURES = ("rnn", "gru", "lstm")
+ARCHITECTURES = ("rnn", "rnn_relu", "gru", "lstm")
 """Kinds of cell that a general scorer knows; any other is unknown."""
-CONTEXT = (*ARCHITECTURES, "log_size", "log_updates", "skill")
+CELL = (*ARCHITECTURES, "log_size")
+"""Of the context: what the network is made of."""
+RATE = ("log_rate", "adaptive")
+"""Of the context: how it is trained."""
+CHEAP = ("log_gradient", "log_state_mean", "log_state_spread")
+"""Of the context: what costs nothing to see beside the spectrum."""
+CONTEXT = (*CELL, "log_updates", "skill", *RATE, *CHEAP, "log_steps")
 """What is known of a network beside its spectrum; NaN where it is not."""
+CLIPPED = -10.0
+"""Nats per step: where exponents on their own scale end for the autoencoder; what forgets faster, forgets at once."""
 HAND = (
     "max", "abs_max", "max_square", "mean", "q05", "q25", "q50", "q75", "q95", "range", "spread",
     "share_at_zero", "share_near_zero", "share_unstable", "share_slow", "share_fast", "share_dead",
@@ -66,6 +76,16 @@ class Rows:
 
     def __getitem__(self, keep: Tensor) -> Rows:
         return Rows(self.spectrum[keep], self.context[keep])
+
+    @staticmethod
+    def unknown(count: int) -> Rows:
+        """So many networks of which nothing is known."""
+        return Rows(*(torch.full((count, size), math.nan, dtype=torch.float32) for size in (LEVELS + 1, len(CONTEXT))))
+
+    @staticmethod
+    def joined(several: Sequence[Rows]) -> Rows:
+        """All rows of several, one after another."""
+        return Rows(torch.cat([one.spectrum for one in several]), torch.cat([one.context for one in several]))
 
 
 def squash(exponents: Tensor, scale: float = SCALE) -> Tensor:
@@ -113,23 +133,74 @@ def quantiles(
     return torch.cat([values, squash(torch.tensor([mean], dtype=torch.float64), scale)]).float()
 
 
-def context(
-    architecture: str | None = None,
-    hidden_size: int | None = None,
-    updates: int | None = None,
-    skill: float | None = None,
-) -> Tensor:
-    """What is known of one network beside its spectrum, ``(len(CONTEXT),)``; NaN for what is None or not known."""
-    name = (architecture or "").lower()
-    kinds = [float(name == kind) for kind in ARCHITECTURES] if name in ARCHITECTURES else [math.nan] * 3
-    size = math.nan if hidden_size is None else math.log(hidden_size / 32)
-    time = math.nan if updates is None else math.log1p(updates / 10)
-    return torch.tensor([*kinds, size, time, math.nan if skill is None else skill], dtype=torch.float32)
+@dataclass(frozen=True)
+class Context:
+    """What is known of one network beside its spectrum; None: not known."""
+
+    architecture: str | None = None
+    """Kind of cell, one of :data:`ARCHITECTURES`; any other name is an unknown kind."""
+    hidden_size: int | None = None
+    """Units H."""
+    updates: int | None = None
+    """Made so far."""
+    skill: float | None = None
+    """So far, in [0, 1]."""
+    learning_rate: float | None = None
+    """Of the optimiser, where it stays the same."""
+    adaptive: bool | None = None
+    """Whether the optimiser divides by a running size of the gradient, as Adam does, and SGD does not."""
+    gradient_norm: float | None = None
+    """Of the whole network, before clipping."""
+    state_mean: float | None = None
+    """Mean absolute value of the units over the states visited."""
+    state_spread: float | None = None
+    """Their standard deviation."""
+    steps: int | None = None
+    """Length of the sequences."""
+
+    def told(self, entry: str) -> float | None:
+        """The value that a number of :data:`CONTEXT` was made of, in its own unit."""
+        return {
+            "log_size": self.hidden_size,
+            "log_updates": self.updates,
+            "log_rate": self.learning_rate,
+            "log_gradient": self.gradient_norm,
+            "log_state_mean": self.state_mean,
+            "log_state_spread": self.state_spread,
+            "log_steps": self.steps,
+        }[entry]
+
+    def values(self) -> Tensor:
+        """The same as models see it, ``(len(CONTEXT),)``; NaN for what is not known."""
+        name = (self.architecture or "").lower()
+        known = name in ARCHITECTURES
+        kinds = [float(name == kind) if known else math.nan for kind in ARCHITECTURES]
+
+        def log(value: float | None, unit: float) -> float:
+            if value is None or not math.isfinite(value):
+                return math.nan
+            return math.log(max(value, SMALLEST) / unit)
+
+        return torch.tensor(
+            [
+                *kinds,
+                log(self.hidden_size, 32),
+                math.nan if self.updates is None else math.log1p(self.updates / 10),
+                math.nan if self.skill is None else self.skill,
+                log(self.learning_rate, 3e-3),
+                math.nan if self.adaptive is None else float(self.adaptive),
+                log(self.gradient_norm, 1.0),
+                log(self.state_mean, 1.0),
+                log(self.state_spread, 1.0),
+                log(self.steps, 32),
+            ],
+            dtype=torch.float32,
+        )
 
 
-def rows(spectra: Sequence[Tensor], contexts: Sequence[Tensor]) -> Rows:
-    """Rows from what :func:`quantiles` and :func:`context` made, one each."""
-    return Rows(torch.stack(list(spectra)), torch.stack(list(contexts)))
+def exponents_of(squashed: Tensor, scale: float = SCALE) -> Tensor:
+    """The inverse of :func:`squash`."""
+    return squashed.sign() * squashed.abs().expm1() * scale
 
 
 def hand_features(spectrum: Tensor) -> Tensor:

@@ -14,14 +14,14 @@ are asked about the rest.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from lightning_lyapunov.aelle.features import ARCHITECTURES, CONTEXT, LEVELS, Rows, Tensors
+from lightning_lyapunov.aelle.features import ARCHITECTURES, CONTEXT, LEVELS, Context, Rows, Tensors
 
 SKILLS = (-1.7, 1.4)
 """From where to where the skills so far of the bank lie, which are clipped to [0, 1]: noise and bad beginnings below
@@ -32,7 +32,19 @@ ROUNDING = 1e-5
 """By so much a value may lie beyond without being beyond: as much as other processors round otherwise."""
 _SEEN = LEVELS + 1
 _COLUMNS = _SEEN + len(CONTEXT)
-_SIZE, _TIME, _SKILL = (_SEEN + CONTEXT.index(name) for name in ("log_size", "log_updates", "skill"))
+_SKILL = _SEEN + CONTEXT.index("skill")
+_KINDS = [_SEEN + CONTEXT.index(name) for name in (*ARCHITECTURES, "adaptive")]
+"""What is a kind and no number, and has no range."""
+_TITLES: dict[str, tuple[str, Callable[[float], float]]] = {
+    "log_size": ("hidden size", lambda x: _whole(32 * math.exp(x))),
+    "log_updates": ("updates", lambda x: _whole(10 * math.expm1(x))),
+    "log_rate": ("learning rate", lambda x: 3e-3 * math.exp(x)),
+    "log_gradient": ("gradient norm", math.exp),
+    "log_state_mean": ("mean state", math.exp),
+    "log_state_spread": ("spread of the state", math.exp),
+    "log_steps": ("sequence length", lambda x: _whole(32 * math.exp(x))),
+}
+"""Of numbers of the context: what they are called, and their value in words."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +52,7 @@ class Ranges(Tensors):
     """The smallest and the largest value seen of each number that a row holds, those of its spectrum first."""
 
     low: Tensor
-    """(LEVELS + 1 + len(CONTEXT),); -inf where nothing is known of a range, as in files of older versions."""
+    """(LEVELS + 1 + len(CONTEXT),); -inf where nothing is known of a range."""
     high: Tensor
     """The same; inf."""
 
@@ -58,35 +70,17 @@ class Ranges(Tensors):
         values, ends = torch.cat([rows.spectrum, rows.context], 1), Ranges.unknown()
         low, high = values.nan_to_num(math.inf).amin(0), values.nan_to_num(-math.inf).amax(0)
         given = low <= high
-        given[_SEEN : _SEEN + len(ARCHITECTURES)] = given[_SKILL] = False
+        given[list(_KINDS)] = given[_SKILL] = False
         return Ranges(torch.where(given, low, ends.low.to(low)), torch.where(given, high, ends.high.to(high)))
 
     @staticmethod
-    def of_file(name: str, tensors: Mapping[str, Tensor]) -> Ranges:
-        """Those of a file, from under a name; unknown in files of older versions."""
-        return Ranges.of(name, tensors) if f"{name}.low" in tensors else Ranges.unknown()
-
-    @staticmethod
-    def shapes(name: str, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    def shapes(name: str) -> dict[str, tuple[int, ...]]:
         """What the shapes of those of a file must be."""
-        return {f"{name}.{end}": (_COLUMNS,) for end in ("low", "high")} if f"{name}.low" in tensors else {}
+        return {f"{name}.{end}": (_COLUMNS,) for end in ("low", "high")}
 
     def joined(self, other: Ranges) -> Ranges:
         """Whatever one of the two has seen."""
         return Ranges(torch.minimum(self.low, other.low), torch.maximum(self.high, other.high))
-
-    def narrowed(self, *, sizes: Tensor, updates: Sequence[float] | None) -> Ranges:
-        """The same between two logarithms of the size, and between the least and the most updates where they are known.
-
-        Args:
-            sizes: (2,) as a row holds them.
-            updates: All that there were.
-        """
-        low, high = self.low.clone(), self.high.clone()
-        low[_SIZE], high[_SIZE] = sizes
-        if updates:
-            low[_TIME], high[_TIME] = (math.log1p(end / 10) for end in (min(updates), max(updates)))
-        return Ranges(low, high)
 
     @cached_property
     def _ends(self) -> tuple[Tensor, Tensor]:
@@ -119,13 +113,14 @@ class Ranges(Tensors):
         return torch.exp2(-(beyond[:, :_SEEN].amax(1) + beyond[:, _SEEN:].sum(1)))
 
     def in_words(
-        self, row: Rows, told: Mapping[str, float | None], scale: float, skill: tuple[float, float]
+        self, row: Rows, context: Context, performance: float | None, scale: float, skill: tuple[float, float]
     ) -> dict[str, float]:
         """What of one row lies beyond what was seen, in words, and the share that is left for it.
 
         Args:
             row: One row.
-            told: Its ``"hidden size"``, ``"updates"`` and ``"performance"``, as they were told.
+            context: What it was made of.
+            performance: So far, as it was told.
             scale: Where exponents are squashed.
             skill: Performances that count as skill 0 and 1.
         """
@@ -133,14 +128,14 @@ class Ranges(Tensors):
         farthest = int(beyond[:_SEEN].argmax())
         place = f"exponent {(farthest + 0.5) / LEVELS:.0%} down the spectrum"
         exponent, *exponents = (_unsquashed(float(x[farthest]), scale) for x in (row.spectrum[0], self.low, self.high))
-        sizes = [_whole(32 * math.exp(end[_SIZE])) for end in (self.low, self.high)]
-        updates = [_whole(10 * math.expm1(end[_TIME])) for end in (self.low, self.high)]
         parts: dict[int, tuple[str, float | None, Sequence[float]]] = {
             farthest: ({0: "largest exponent", LEVELS: "mean exponent"}.get(farthest, place), exponent, exponents),
-            _SIZE: ("hidden size", told["hidden size"], sizes),
-            _TIME: ("updates", told["updates"], updates),
-            _SKILL: ("performance", told["performance"], list(skill)),
+            _SKILL: ("performance", performance, list(skill)),
         }
+        for entry, (title, value_of) in _TITLES.items():
+            column = _SEEN + CONTEXT.index(entry)
+            ends = [value_of(float(end[column])) for end in (self.low, self.high)]
+            parts[column] = (title, context.told(entry), ends)
         return {
             f"{name}: {_number(value)} (known: {' to '.join(map(_number, ends))})": float(torch.exp2(-beyond[column]))
             for column, (name, value, ends) in parts.items()

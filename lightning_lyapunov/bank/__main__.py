@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from lightning_lyapunov.bank.build import build, plan, smoke_plan
-from lightning_lyapunov.bank.records import collect
+from lightning_lyapunov.bank.build import build, differing, plan, smoke_plan
+from lightning_lyapunov.bank.records import Bank
 
 Backend = Literal["loky", "ray", "dask"]
 
@@ -16,18 +16,17 @@ Backend = Literal["loky", "ray", "dask"]
 def build_bank(
     directory: Path,
     *,
-    compact: Path | None = None,
     jobs: int = -1,
     smoke: bool = False,
     backend: Backend = "loky",
 ) -> None:
-    """Train the bank's networks that are missing, then write one compact file of all: hours.
+    """Train the bank's networks that are missing, a record for each population: hours.
 
-    Interrupted at any moment, the same command goes on. Several may share a directory and so the work.
+    Interrupted at any moment, the same command goes on. Several may share a directory and so the work. The directory is
+    the bank.
 
     Args:
         directory: Where the records of populations are, and go; on a cluster, a place that all machines share.
-        compact: File for the finished bank; DIRECTORY.safetensors if left out.
         jobs: Processes; as many as there are cores if -1.
         smoke: Thirty tiny networks only; give them a DIRECTORY of their own.
         backend: Who runs them: loky, processes of this machine; ray or dask, the cluster that RAY_ADDRESS or
@@ -36,11 +35,16 @@ def build_bank(
     populations = smoke_plan() if smoke else plan()
     with _backend(backend):
         build(populations, directory, jobs)
-    bank = collect(directory, expected=[population.name for population in populations])
-    compact = compact or directory.with_suffix(".safetensors")
-    bank.save(compact)
+    bank = Bank.load(directory, expected=[population.name for population in populations])
     families = len(set(bank.column("family")))
-    print(f"{len(bank)} networks, {len(bank.best)} tasks of {families} families: {compact}")
+    print(f"{len(bank)} networks, {len(bank.best)} tasks of {families} families: {directory}")
+
+
+def check_bank(directory: Path, count: int) -> None:
+    """Train some of the bank's populations again and compare their records, to the last bit."""
+    if different := differing(plan(), directory, count):
+        raise SystemExit(f"made again, and not as in {directory}: {', '.join(different)}")
+    print(f"{count} populations made again, to the last bit as in {directory}")
 
 
 def _backend(name: Backend) -> AbstractContextManager[Any]:
@@ -73,12 +77,14 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m lightning_lyapunov.bank", description=__doc__)
     parser.add_argument("directory", type=Path, help="where the records of populations are, and go")
-    parser.add_argument("--compact", type=Path, help="file for the finished bank (default: DIRECTORY.safetensors)")
     parser.add_argument("--jobs", type=int, default=-1, help="processes; as many as there are cores if left out")
     parser.add_argument("--smoke", action="store_true", help="thirty tiny networks only; give them their own DIRECTORY")
     parser.add_argument("--backend", choices=get_args(Backend), default="loky", help="who runs them: default loky")
+    parser.add_argument("--check", type=int, help="train so many of its populations again and compare the records")
     args = parser.parse_args()
-    build_bank(args.directory, compact=args.compact, jobs=args.jobs, smoke=args.smoke, backend=args.backend)
+    if args.check:
+        return check_bank(args.directory, args.check)
+    build_bank(args.directory, jobs=args.jobs, smoke=args.smoke, backend=args.backend)
 
 
 if __name__ == "__main__":

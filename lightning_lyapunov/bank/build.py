@@ -3,59 +3,64 @@
 from __future__ import annotations
 
 import io
+import math
 import random
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import torch
-
 from lightning_lyapunov.bank.cells import CELLS, UNKNOWN_CELLS
 from lightning_lyapunov.bank.population import Population, run
 from lightning_lyapunov.bank.records import read_record, write_record
-from lightning_lyapunov.bank.tasks import TASKS
+from lightning_lyapunov.bank.tasks import CURRENT, TASKS
 
-SIZES = {16: 9, 32: 10}
-"""Hidden sizes, and networks of each, for every task and known cell."""
-LARGE_SIZES = {64: 6, 128: 1}
-"""The same for the first task of each family: each such network costs as much as many small ones."""
-UNKNOWN = 6
-"""Networks of 32 units for the first task of each family and every unknown cell."""
-TWINS, TWIN_SEEDS = 5, (1, 2)
-"""Draws of 32 units that are trained again from other seeds, in every second family: what no predictor can know."""
+COMMON = ("rnn", "gru", "lstm")
+"""Kinds that users have most of."""
+SIZES, NETWORKS = (16, 32), 4200
+"""Hidden sizes of these, and how many networks, about: shared out over families, there over tasks, kinds, sizes."""
+RELU = 18
+"""Networks of 32 units with relu for every family, shared out over its tasks."""
+LARGE_SIZES = {64: 4, 128: 1}
+"""Sizes, and networks of each common kind, for the first task of each family: each costs as much as many small ones."""
+DEEP = 4
+"""Networks of two layers of 32 units of each common kind for the first task of each family."""
+UNKNOWN = 150
+"""Networks of 32 units of every unknown cell, shared out over the first tasks of all families."""
+TWINS, TWIN_SEEDS = 4, (1, 2)
+"""Draws of 32 units that are trained again from other seeds, in every third family: what no predictor can know."""
 
 
 def plan() -> list[Population]:
     """Every population of the bank, in an order in which any beginning of it is a fair sample."""
-    known = [name for name in CELLS if name not in UNKNOWN_CELLS]
-    first = list({task.family: name for name, task in reversed(TASKS.items())}.values())[::-1]
-    populations = [
-        Population(task, cell, size, tuple(range(networks)))
-        for tasks, sizes in ((TASKS, SIZES), (first, LARGE_SIZES))
-        for task in tasks
-        for cell in known
-        for size, networks in sizes.items()
-    ]
-    populations += [Population(task, cell, 32, tuple(range(UNKNOWN))) for task in first for cell in UNKNOWN_CELLS]
-    populations += [
-        Population(task, cell, 32, tuple(range(TWINS)), seed)
-        for task in first[1::2]
-        for cell in known
-        for seed in TWIN_SEEDS
-    ]
+    families: dict[str, list[str]] = {}
+    for name, task in CURRENT.items():
+        families.setdefault(task.family, []).append(name)
+    populations, parts = [], len(families) * len(COMMON) * len(SIZES)
+    for place, tasks in enumerate(families.values()):
+        common = _numbers(NETWORKS, parts * len(tasks))
+        populations += [Population(task, cell, size, common) for task in tasks for cell in COMMON for size in SIZES]
+        populations += [Population(task, "rnn_relu", 32, _numbers(RELU, len(tasks))) for task in tasks]
+        first, unknown = tasks[0], _numbers(UNKNOWN, len(families))
+        populations += [Population(first, cell, 32, unknown) for cell in UNKNOWN_CELLS]
+        for cell in COMMON:
+            populations += [Population(first, cell, size, _numbers(count)) for size, count in LARGE_SIZES.items()]
+            populations.append(Population(first, cell, 32, _numbers(DEEP), layers=2))
+            if place % 3 == 1:
+                populations += [Population(first, cell, 32, _numbers(TWINS), seed) for seed in TWIN_SEEDS]
     random.Random(0).shuffle(populations)
     return populations
 
 
+def _numbers(total: int, parts: int = 1) -> tuple[int, ...]:
+    """Numbers of the draws of one of so many populations that share out so many networks."""
+    return tuple(range(math.ceil(total / parts)))
+
+
 def smoke_plan() -> list[Population]:
     """Thirty small networks of two tasks, to see that everything works."""
-    return [
-        Population(task, cell, 8, tuple(range(5)))
-        for task in ("recall-6", "adding-20")
-        for cell in CELLS
-        if cell not in UNKNOWN_CELLS
-    ]
+    return [Population(task, cell, 8, tuple(range(5))) for task in ("recall-6", "adding-20") for cell in COMMON]
 
 
 def build(populations: Sequence[Population], directory: Path, jobs: int = -1) -> None:
@@ -87,6 +92,29 @@ def build(populations: Sequence[Population], directory: Path, jobs: int = -1) ->
     _show_progress(populations, missing, finished)
 
 
+def differing(populations: Sequence[Population], directory: Path, count: int) -> list[str]:
+    """Train some populations again that have a record, and compare byte by byte.
+
+    Args:
+        populations: Those that were planned.
+        directory: Where the records are.
+        count: How many of them, the cheapest half of which are drawn from.
+
+    Returns:
+        Names of those that came out otherwise: none on the same torch and kind of processor.
+    """
+    there = sorted((one for one in populations if _record(directory, one).exists()), key=_cost)
+    chosen = random.Random(0).sample(there[: max(count, len(there) // 2)], min(count, len(there)))
+    with tempfile.TemporaryDirectory() as other:
+        for population in chosen:
+            write_record(run(population), _record(Path(other), population))
+        return [
+            population.name
+            for population in chosen
+            if _record(Path(other), population).read_bytes() != _record(directory, population).read_bytes()
+        ]
+
+
 def _record(directory: Path, population: Population) -> Path:
     return directory / f"{population.name}.safetensors"
 
@@ -100,16 +128,15 @@ def _fault(population: Population, directory: Path) -> str | None:
         return ""
     except ValueError as error:
         return str(error)
-    expected = [
-        (population.task, population.cell, population.hidden_size, population.seed, n) for n in population.draws
-    ]
-    found = [tuple(network[key] for key in ("task", "cell", "hidden_size", "seed", "number")) for network in networks]
+    kind = (population.task, population.cell, population.hidden_size, population.layers, population.seed)
+    expected = [(*kind, number) for number in population.draws]
+    keys = ("task", "cell", "hidden_size", "layers", "seed", "number")
+    found = [tuple(network[key] for key in keys) for network in networks]
     return None if found == expected else f"{path} is of {len(found)} networks that are not those of this population."
 
 
 def _run_and_write(population: Population, directory: Path) -> str:
     if _fault(population, directory) is not None:  # unless another build has made it meanwhile
-        torch.set_num_threads(1)
         write_record(run(population), _record(directory, population))
     return population.name
 
@@ -142,4 +169,5 @@ def _show_progress(populations: Sequence[Population], missing: Sequence[Populati
 def _cost(population: Population) -> float:
     """About the time a population takes, in no unit: a start for each step and gate, then the products."""
     gates, size = CELLS[population.cell].gates, population.hidden_size
-    return TASKS[population.task].steps * gates * (1 + len(population.draws) * (size / 120) ** 2)
+    steps = TASKS[population.task].steps * population.checkpoints[-1] * population.layers
+    return steps * gates * (1 + len(population.draws) * (size / 120) ** 2)

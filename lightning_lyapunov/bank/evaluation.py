@@ -17,11 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_lyapunov.aelle.features import ARCHITECTURES, CONTEXT, LEVELS, Rows, context, quantiles
-from lightning_lyapunov.aelle.fitting import FAILED, TOOK_OFF, Ridge
-from lightning_lyapunov.bank.population import CHECKPOINTS, Draw
+from lightning_lyapunov.aelle.features import ARCHITECTURES, CELL, CONTEXT, LEVELS, Context, Rows, squash
+from lightning_lyapunov.aelle.fitting import FAILED, TOOK_OFF
+from lightning_lyapunov.aelle.ridge import Ridge
+from lightning_lyapunov.aelle.training import Examples
+from lightning_lyapunov.bank.draws import Draw
+from lightning_lyapunov.bank.population import METRICS
+from lightning_lyapunov.bank.probes import MEASURED
 from lightning_lyapunov.bank.records import Bank
-from lightning_lyapunov.bank.tasks import SET_ASIDE
+from lightning_lyapunov.bank.tasks import TASKS
 
 REPORTED = (0, 40, 160)
 """Updates that figures are given for: before training, after one epoch and after four."""
@@ -46,7 +50,7 @@ class Table:
 
     bank: Bank
     rows: Rows
-    """Network after network, each at all its checkpoints; the skill so far is in the context."""
+    """Network after network, each at all its checkpoints, with everything that is known of it."""
     network: Tensor
     """(R,) number of the network in the bank."""
     updates: Tensor
@@ -55,46 +59,44 @@ class Table:
     """(R,) final."""
     stable: Tensor
     """(R,) 1 where the trained network is not chaotic, 0 where it is, NaN where unknown."""
-
-    spread: Tensor
-    """(R, 3) logarithms of the standard errors of the exponents: largest, median, and of the largest exponent."""
     change: Tensor
     """(R, 4) what training has changed of the spectrum: its top, quartile, median and mean less those at first."""
-    cheap: Tensor
-    """(R, 3) logarithms of what costs nothing to know: mean of the absolute state, its spread, gradient norm."""
+    growth: Tensor
+    """(R, 2) nats: the largest growth over a sequence, and the gain of a typical gradient; NaN where not measured."""
 
     @staticmethod
     def of(bank: Bank) -> Table:
         """Every network at every checkpoint at which it could be measured."""
-        final = bank.skill(bank.final)
-        so_far = torch.stack([bank.skill(bank.metric("metric", u)) for u in CHECKPOINTS], 1)
-        spectra, contexts, where, errors, changes = [], [], [], [], []
+        mean = bank.measured[..., MEASURED.index("mean"), None]
+        spectra = squash(torch.cat([bank.quantiles, mean], -1))
+        network, checkpoint = (~bank.quantiles.isnan().all(-1)).nonzero().unbind(1)
         columns = torch.tensor([0, LEVELS // 4, LEVELS // 2, LEVELS])
-        for n, made in enumerate(bank.networks):
-            first = torch.full((LEVELS + 1,), math.nan)
-            for c, updates in enumerate(CHECKPOINTS):
-                if bank.spectra[n][c].isnan().all():
-                    continue
-                spectra.append(quantiles(bank.spectra[n][c], made["dimension"]))
-                contexts.append(context(made["cell"], made["hidden_size"], updates, float(so_far[n, c])))
-                where.append((n, c))
-                errors.append(bank.stderr[n][c])
-                first = spectra[-1] if c == 0 else first
-                changes.append((spectra[-1] - first)[columns])
-        network, checkpoint = torch.tensor(where).T
-        largest = torch.stack([s[-1, 0] for s in bank.spectra])
-        stable = torch.where(largest.isnan(), math.nan, (largest <= 0).float())
         return Table(
             bank=bank,
-            rows=Rows(torch.stack(spectra), torch.stack(contexts)),
+            rows=Rows(spectra[network, checkpoint], _contexts(bank, network, checkpoint)),
             network=network,
-            updates=torch.tensor(CHECKPOINTS)[checkpoint],
-            skill=final[network],
-            stable=stable[network],
-            spread=torch.stack(errors).clamp(min=1e-6).log(),
-            change=torch.stack(changes),
-            cheap=bank.metrics[network, checkpoint][:, 3:6].clamp(min=1e-6).log(),
+            updates=torch.tensor(bank.checkpoints)[checkpoint],
+            skill=bank.skill(bank.final)[network],
+            stable=_is_stable(bank)[network],
+            change=(spectra - spectra[:, :1])[network, checkpoint][:, columns],
+            growth=bank.measured[network, checkpoint][:, [MEASURED.index(f"gradient_{x}") for x in ("growth", "gain")]],
         )
+
+    @cached_property
+    def groups(self) -> Tensor:
+        """(R,) long: a task at one number of updates, within which networks are compared."""
+        tasks = np.unique(self.column("task"), return_inverse=True)[1]
+        return torch.from_numpy(tasks) * (int(self.updates.max()) + 1) + self.updates
+
+    @cached_property
+    def families(self) -> Tensor:
+        """(R,) long."""
+        return torch.from_numpy(np.unique(self.column("family"), return_inverse=True)[1])
+
+    @property
+    def examples(self) -> Examples:
+        """What a scorer is fitted on."""
+        return Examples(self.rows, self.skill, self.stable, self.weights, self.groups, self.families)
 
     def __getitem__(self, keep: Tensor) -> Table:
         chosen = {f.name: getattr(self, f.name)[keep] for f in fields(self) if f.name != "bank"}
@@ -135,10 +137,44 @@ class Table:
             torch.tensor(self.column(key)).float() for key in ("gain", "input_gain", "learning_rate", "memory_bias")
         )
         kinds = torch.tensor(np.stack([self.column("init") == kind for kind in ("normal", "uniform", "orthogonal")], 1))
+        how = [self.column("optimizer") == "sgd", self.column("clip"), self.column("warmup") > 0]
         logs = torch.stack([gain.log(), input_gain.log(), rate.log(), bias], 1)
-        kinds_of_cell = self.rows.context[:, : len(ARCHITECTURES)]
-        per_cell = (kinds_of_cell.unsqueeze(2) * torch.cat([logs, logs.square()], 1).unsqueeze(1)).flatten(1)
-        return torch.cat([logs, logs.square(), per_cell, kinds.float(), self.rows.context[:, :4]], 1)
+        cell = self.rows.context[:, [CONTEXT.index(name) for name in CELL]]
+        per_cell = (cell[:, :-1].unsqueeze(2) * torch.cat([logs, logs.square()], 1).unsqueeze(1)).flatten(1)
+        return torch.cat(
+            [logs, logs.square(), per_cell, kinds.float(), torch.tensor(np.stack(how, 1)).float(), cell], 1
+        )
+
+
+def _contexts(bank: Bank, network: Tensor, checkpoint: Tensor) -> Tensor:
+    """(R, len(CONTEXT)) what is known of networks at checkpoints."""
+    so_far = torch.stack([bank.skill(bank.metric("metric", updates)) for updates in bank.checkpoints], 1)
+    cheap = [METRICS.index(name) for name in ("gradient_norm", "mean_abs_h", "std_h")]
+    contexts = []
+    for n, c in zip(network.tolist(), checkpoint.tolist(), strict=True):
+        made = bank.networks[n]
+        gradient, mean, spread = bank.metrics[n, c, cheap].tolist()
+        context = Context(
+            architecture=made["cell"],
+            hidden_size=made["hidden_size"],
+            updates=bank.checkpoints[c],
+            skill=float(so_far[n, c]),
+            learning_rate=made["learning_rate"],
+            adaptive=made["optimizer"] == "adam",
+            gradient_norm=gradient,
+            state_mean=mean,
+            state_spread=spread,
+            steps=TASKS[made["task"]].steps,
+        )
+        contexts.append(context.values())
+    return torch.stack(contexts)
+
+
+def _is_stable(bank: Bank) -> Tensor:
+    """(N,) 1 or 0, NaN where unknown: by the long probe at the end, or where there is none, by the usual one."""
+    last = bank.leading[torch.arange(len(bank)), [bank.checkpoints.index(end) for end in bank.end.tolist()], 0]
+    largest = torch.where(bank.long_leading[:, -1, 0].isnan(), last, bank.long_leading[:, -1, 0])
+    return torch.where(largest.isnan(), math.nan, (largest <= 0).float())
 
 
 Predictor = Callable[[Table, Table], Tensor]
@@ -150,7 +186,7 @@ def ridge(features: Callable[[Table], Tensor], penalty: float = 30.0) -> Predict
 
     def predict(train: Table, test: Table) -> Tensor:
         fitted = Ridge.fit(features(train), train.skill.unsqueeze(1), train.weights, penalty)
-        return fitted(features(test))[:, 0]
+        return fitted(features(test))[:, 0].sigmoid()
 
     return predict
 
@@ -241,7 +277,7 @@ def summary(by_family: dict[str, dict[str, float]], score: str) -> tuple[float, 
 
 def development(table: Table) -> Table:
     """The rows that choices may be based on: known cells, families not set aside."""
-    families = [f for f in sorted(set(table.column("family"))) if f not in SET_ASIDE]
+    families = [f for f in sorted(set(table.column("family"))) if f not in table.bank.set_aside]
     return table[table.where(family=families, cell=ARCHITECTURES)]
 
 

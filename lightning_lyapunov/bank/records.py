@@ -1,11 +1,12 @@
-"""What the bank keeps: one file for each population while it grows, one compact file of all when it is done."""
+"""What the bank keeps: a directory with one file for each population, and all of them as one table."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,41 +14,61 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lyapunov.bank.population import CHECKPOINTS, METRICS, SECOND_PROBE
-from lightning_lyapunov.bank.tasks import TASKS
+from lightning_lyapunov.bank.population import CHECKPOINTS, METRICS
+from lightning_lyapunov.bank.probes import LEADING, LEVELS, MEASURED
+from lightning_lyapunov.bank.tasks import SET_ASIDE, TASKS
 from lightning_lyapunov.files import reading, require, write_tensors
 
-FORMAT = "lightning_lyapunov.bank/1"
-SHIPPED = Path(__file__).with_name("bank.safetensors")
-"""The bank that comes with the package."""
-SHIPPED_SHA256 = "bde3820aa5e73de0e439818924fba9efa3853bb884ab6367e8ab05fd47eb6a65"
-"""Of that file, which was written before files held a digest of their own."""
+FORMAT = "lightning_lyapunov.bank/2"
 MADE = {
-    "task": str, "family": str, "cell": str, "hidden_size": int, "number": int, "seed": int, "init": str,
-    "gain": float, "input_gain": float, "memory_bias": float, "learning_rate": float,
+    "task": str, "family": str, "cell": str, "layers": int, "hidden_size": int, "dimension": int, "number": int,
+    "seed": int, "init": str, "gain": float, "input_gain": float, "memory_bias": float, "learning_rate": float,
+    "optimizer": str, "clip": bool, "warmup": int,
 }  # fmt: skip
 """What is known of how each network was made."""
+LONG = 3
+"""Moments of the long probe."""
 BEST_QUANTILE = 0.99
 """The best metric of a task is this quantile over its networks, since the very best one may be luck."""
+PER_NETWORK = (
+    "end", "quantiles", "leading", "measured", "long_quantiles", "long_leading", "long_measured", "layers", "metrics",
+    "final",
+)  # fmt: skip
+"""Fields of a bank with one entry for each network."""
 
 
 @dataclass(frozen=True, eq=False)
 class Bank:
-    """Trained networks: how each was made, its spectrum at every checkpoint, and how well it did."""
+    """N trained networks at C checkpoints: how each was made, its spectrum, and how well it did. NaN where unknown."""
 
     networks: Sequence[dict[str, Any]]
-    """N of them: task, family, cell, hidden_size, number of its draw, seed, and the draw."""
-    spectra: Sequence[Tensor]
-    """(C, D) each, nats per step, largest first; ``-inf`` for dead directions, NaN where not measured."""
-    stderr: Sequence[Tensor]
-    """(C, 3) each: standard errors between sequences, the largest, the median and that of the largest exponent."""
-    second: Sequence[Tensor]
-    """(3, D) each: at the updates of :data:`~lightning_lyapunov.bank.population.SECOND_PROBE`, spectra on other inputs
-    than the first; NaN for three networks in four."""
+    """N of them: the keys of :data:`MADE`."""
+    checkpoints: tuple[int, ...]
+    """Updates of each."""
+    end: Tensor
+    """(N,) updates of each network at its end; rows beyond are NaN."""
+    quantiles: Tensor
+    """``(N, C, 64)`` nats per step: spectra as quantile functions, from the top down; ``-inf`` for dead directions."""
+    leading: Tensor
+    """``(N, C, 8)`` nats per step: the largest exponents; NaN beyond the dimension."""
+    measured: Tensor
+    """``(N, C, 10)``: see :data:`~lightning_lyapunov.bank.probes.MEASURED`."""
+    long_quantiles: Tensor
+    """``(N, 3, 64)``: the same on at least 256 steps, after 0 and 40 updates and at the end."""
+    long_leading: Tensor
+    """``(N, 3, 8)``."""
+    long_measured: Tensor
+    """``(N, 3, 10)``."""
+    layers: Tensor
+    """``(N, C, 2, 2)``: of networks of two layers, the largest exponent and the gain of each."""
     metrics: Tensor
-    """(N, C, 6): see :data:`~lightning_lyapunov.bank.population.METRICS`."""
+    """``(N, C, 6)``: see :data:`~lightning_lyapunov.bank.population.METRICS`."""
     final: Tensor
     """(N,) the task's metric at the end, on sequences never used otherwise."""
+    set_aside: tuple[str, ...] = SET_ASIDE
+    """Families that nothing may be based on."""
+    digest: str = field(default="")
+    """sha256 of the files it was read from."""
 
     def __len__(self) -> int:
         return len(self.networks)
@@ -56,20 +77,14 @@ class Bank:
         """One property of every network."""
         return [network[key] for network in self.networks]
 
-    def metric(self, name: str, checkpoint: int) -> Tensor:
+    def metric(self, name: str, updates: int) -> Tensor:
         """(N,) one of :data:`METRICS` after so many updates."""
-        return self.metrics[:, CHECKPOINTS.index(checkpoint), METRICS.index(name)]
+        return self.metrics[:, self.checkpoints.index(updates), METRICS.index(name)]
 
     def subset(self, keep: Sequence[int]) -> Bank:
         """Some of the networks; skills are still relative to what all were."""
-        chosen = Bank(
-            [self.networks[i] for i in keep],
-            [self.spectra[i] for i in keep],
-            [self.stderr[i] for i in keep],
-            [self.second[i] for i in keep],
-            self.metrics[list(keep)],
-            self.final[list(keep)],
-        )
+        parts = {name: getattr(self, name)[list(keep)] for name in PER_NETWORK}
+        chosen = replace(self, networks=[self.networks[i] for i in keep], **parts)
         chosen.__dict__["best"] = self.best
         return chosen
 
@@ -90,60 +105,60 @@ class Bank:
         best = torch.tensor([self.best[task] for task in tasks])
         return ((metric - chance) / (best - chance)).nan_to_num(0.0, 0.0, 0.0).clamp(0.0, 1.0)
 
-    def save(self, path: Path) -> None:
-        """Write one compact file: spectra as float16, everything else as plain numbers; no pickle."""
-        tensors = {
-            "spectra": _flat(self.spectra),
-            "stderr": _flat(self.stderr),
-            "second": _flat([s for s in self.second if not s.isnan().all()]),
-            "has_second": torch.tensor([not bool(s.isnan().all()) for s in self.second]),
-            "metrics": self.metrics.float(),  # gradient norms outgrow float16
-            "final": self.final.float(),
-        }
-        networks = json.dumps(self.networks, separators=(",", ":"))
-        write_tensors(path, tensors, {"format": FORMAT, "networks": networks})
-
     @staticmethod
-    def load(path: Path) -> Bank:
-        """Read what :meth:`save` wrote.
+    def load(path: Path, expected: Iterable[str] = ()) -> Bank:
+        """Read the records in a directory, in the order of their names; or a file of the format before.
+
+        Args:
+            path: The directory or the file.
+            expected: Names of populations that must be among the records.
 
         Raises:
-            OSError: If there is no such file.
-            ValueError: If the file is of another format, or not as it was written.
+            OSError: If it cannot be read.
+            ValueError: If there are no records, one that is expected is missing, or a file is of another format or not
+                as it was written.
         """
-        is_shipped = path.resolve() == SHIPPED.resolve()
-        with reading(path, FORMAT, SHIPPED_SHA256 if is_shipped else None) as (tensors, metadata):
-            networks = _networks(metadata, {**MADE, "dimension": int})
-            sizes = [network["dimension"] for network in networks]
-            has_second = tensors["has_second"].tolist()
-            measured = [size for size, has in zip(sizes, has_second, strict=True) if has]
-            count, rows, few = len(networks), len(CHECKPOINTS), len(SECOND_PROBE)
-            require(
-                tensors,
-                {
-                    "spectra": (torch.float16, (rows * sum(sizes),)),
-                    "stderr": (torch.float16, (rows * 3 * count,)),
-                    "second": (torch.float16, (few * sum(measured),)),
-                    "has_second": (torch.bool, (count,)),
-                    "metrics": (torch.float32, (count, rows, len(METRICS))),
-                    "final": (torch.float32, (count,)),
-                },
+        if path.is_file():
+            from lightning_lyapunov.bank.bank_1 import load
+
+            return load(path)
+        paths = sorted(path.glob("*.safetensors"))
+        if missing := sorted(set(expected) - {one.stem for one in paths}):
+            raise ValueError(
+                f"path must hold the records of populations that were planned; {path} lacks {len(missing)}, "
+                f"{missing[0]} among them. Build again: what is there is kept."
             )
-            _require_possible(tensors["spectra"], tensors["stderr"])
-            written = iter(_unflat(tensors["second"], measured, few))
-            second = [
-                next(written) if has else torch.full((few, size), math.nan)
-                for size, has in zip(sizes, has_second, strict=True)
-            ]
-            spectra = _unflat(tensors["spectra"], sizes, rows)
-            stderr = _unflat(tensors["stderr"], [3] * count, rows)
-            return Bank(networks, spectra, stderr, second, tensors["metrics"], tensors["final"])
+        if not paths:
+            raise ValueError(f"path must hold records of populations (*.safetensors); {path} has none.")
+        records = [read_record(one) for one in paths]
+        whole: dict[str, Any] = {key: torch.cat([_filled(record, key) for record in records]) for key in PER_NETWORK}
+        digests = [f"{one.name} {hashlib.sha256(one.read_bytes()).hexdigest()}\n" for one in paths]
+        return Bank(
+            networks=[network for record in records for network in record["networks"]],
+            checkpoints=CHECKPOINTS,
+            digest=hashlib.sha256("".join(digests).encode()).hexdigest(),
+            **whole,
+        )
 
 
-def write_record(record: dict[str, Any], path: Path) -> None:
+def _filled(record: Mapping[str, Any], key: str) -> Tensor:
+    """A field of the bank from a record, as float32 and with rows for all checkpoints."""
+    networks, rows = record["metrics"].shape[:2]
+    if key == "end":
+        return torch.full((networks,), CHECKPOINTS[rows - 1])
+    if key == "layers" and key not in record:
+        return torch.full((networks, len(CHECKPOINTS), 2, 2), math.nan)
+    values: Tensor = record[key].float()
+    if key == "final" or key.startswith("long_"):
+        return values
+    return torch.cat([values, values.new_full((networks, len(CHECKPOINTS) - rows, *values.shape[2:]), math.nan)], 1)
+
+
+def write_record(record: Mapping[str, Any], path: Path) -> None:
     """Write what a population left, all of it or nothing."""
     tensors = {key: value for key, value in record.items() if isinstance(value, Tensor)}
-    write_tensors(path, tensors, {"format": FORMAT, "networks": json.dumps(record["networks"])})
+    networks = json.dumps(_columns(record["networks"]), separators=(",", ":"))
+    write_tensors(path, tensors, {"format": FORMAT, "networks": networks})
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -154,84 +169,65 @@ def read_record(path: Path) -> dict[str, Any]:
         ValueError: If the file is of another format, or not as it was written.
     """
     with reading(path, FORMAT) as (tensors, metadata):
-        networks = _networks(metadata, MADE)
-        count, rows, dimension = len(networks), len(CHECKPOINTS), tensors["spectrum"].shape[-1]
-        shapes: dict[str, tuple[int, ...]] = {
-            "spectrum": (count, rows, dimension),
-            "stderr": (count, rows, dimension),
-            "second": (count, len(SECOND_PROBE), dimension),
-            "metrics": (count, rows, len(METRICS)),
-            "final": (count,),
+        networks = _networks(metadata)
+        count, rows = len(networks), _rows(tensors)
+        shapes = {
+            "quantiles": (torch.float16, (count, rows, LEVELS)),
+            "leading": (torch.float16, (count, rows, LEADING)),
+            "measured": (torch.float32, (count, rows, len(MEASURED))),
+            "long_quantiles": (torch.float16, (count, LONG, LEVELS)),
+            "long_leading": (torch.float16, (count, LONG, LEADING)),
+            "long_measured": (torch.float32, (count, LONG, len(MEASURED))),
+            "metrics": (torch.float32, (count, rows, len(METRICS))),
+            "final": (torch.float32, (count,)),
         }
-        require(tensors, {key: (torch.float32, shape) for key, shape in shapes.items()})
-        _require_possible(tensors["spectrum"], tensors["stderr"].nan_to_num(0.0))
+        if networks[0]["layers"] > 1:
+            shapes["layers"] = (torch.float32, (count, rows, networks[0]["layers"], 2))
+        require(tensors, shapes)
+        _require_possible(tensors)
         return {**tensors, "networks": networks}
 
 
-def collect(directory: Path, expected: Iterable[str] = ()) -> Bank:
-    """The bank out of the records in a directory, in the order of their names.
-
-    Args:
-        directory: Where the records are.
-        expected: Names of populations that must be among them.
-
-    Raises:
-        ValueError: If there are none, one that is expected is missing, or one is not as it was written.
-    """
-    paths = sorted(directory.glob("*.safetensors"))
-    if missing := sorted(set(expected) - {path.stem for path in paths}):
-        raise ValueError(
-            f"directory must hold the records of populations that were planned; {directory} lacks {len(missing)}, "
-            f"{missing[0]} among them. Build again: what is there is kept."
-        )
-    networks: list[dict[str, Any]] = []
-    parts: dict[str, list[Tensor]] = {key: [] for key in ("spectrum", "stderr", "second", "metrics", "final")}
-    for path in paths:
-        record = read_record(path)
-        dimension = record["spectrum"].shape[-1]
-        networks += [{**network, "dimension": dimension} for network in record["networks"]]
-        error = record["stderr"].nan_to_num(0.0)
-        record["stderr"] = torch.stack([error.amax(-1), error.median(-1).values, error[..., 0]], -1)
-        for key, values in parts.items():
-            values.extend(record[key].unbind(0))
-    if not networks:
-        raise ValueError(f"directory must hold records of populations (*.safetensors); {directory} has none.")
-    return Bank(
-        networks,
-        parts["spectrum"],
-        parts["stderr"],
-        parts["second"],
-        torch.stack(parts["metrics"]),
-        torch.stack(parts["final"]),
-    )
+def _rows(tensors: Mapping[str, Tensor]) -> int:
+    """Checkpoints of a record: as many as its metrics say, if so many there are."""
+    shape = tensors["metrics"].shape if "metrics" in tensors else ()
+    return shape[1] if len(shape) == 3 and 1 <= shape[1] <= len(CHECKPOINTS) else len(CHECKPOINTS)
 
 
-def _flat(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([tensor.flatten() for tensor in tensors] or [torch.empty(0)]).half()
+def _columns(networks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Networks key by key: one value where all have the same, else a list."""
+    columns = {key: [network[key] for network in networks] for key in networks[0]}
+    return {key: values[0] if all(v == values[0] for v in values) else values for key, values in columns.items()}
 
 
-def _unflat(flat: Tensor, sizes: Sequence[int], rows: int) -> list[Tensor]:
-    pieces = flat.float().split([rows * size for size in sizes])
-    return [piece.view(rows, size) for piece, size in zip(pieces, sizes, strict=True)]
-
-
-def _networks(metadata: dict[str, str], kinds: dict[str, type]) -> list[dict[str, Any]]:
-    """How the networks of a file were made, each with a value of the right kind under every key."""
+def _networks(metadata: Mapping[str, str]) -> list[dict[str, Any]]:
+    """How the networks of a record were made, each with a value of the right kind under every key."""
     if metadata.keys() != {"format", "networks"}:
         raise ValueError(f"its metadata must be format and networks; got {', '.join(metadata)}")
-    networks = json.loads(metadata["networks"])
-    if not isinstance(networks, list) or not networks:
-        raise ValueError("networks must be a list, and not empty")
-    for i, network in enumerate(networks):
-        found = {key: type(value) for key, value in network.items()}
-        if found != kinds:
-            wanted = ", ".join(f"{key}: {kind.__name__}" for key, kind in kinds.items())
-            raise ValueError(f"networks must each have {wanted}; number {i} has another")
-        if min(network["hidden_size"], network.get("dimension", 1)) < 1:
-            raise ValueError(f"networks must have a size of at least 1; number {i} has none")
+    columns = json.loads(metadata["networks"])
+    if not isinstance(columns, dict) or columns.keys() != MADE.keys():
+        raise ValueError(f"networks must be an object of {', '.join(MADE)}")
+    lengths = {len(values) for values in columns.values() if isinstance(values, list)} or {1}
+    if len(lengths) > 1 or 0 in lengths:
+        raise ValueError(f"networks must have columns of one length, at least 1; got lengths of {sorted(lengths)}")
+    (count,) = lengths
+    whole = {key: values if isinstance(values, list) else [values] * count for key, values in columns.items()}
+    for key, kind in MADE.items():
+        if {type(value) for value in whole[key]} != {kind}:
+            raise ValueError(f"networks must have {key} of type {kind.__name__}")
+    networks = [dict(zip(whole, values, strict=True)) for values in zip(*whole.values(), strict=True)]
+    if min(min(n["hidden_size"], n["dimension"], n["layers"]) for n in networks) < 1:
+        raise ValueError("networks must have a hidden_size, a dimension and layers of at least 1")
+    if len({network["layers"] for network in networks}) > 1:
+        raise ValueError("networks must have one number of layers")
     return networks
 
 
-def _require_possible(spectra: Tensor, stderr: Tensor) -> None:
-    if (spectra == math.inf).any() or not (stderr >= 0).all():
-        raise ValueError("exponents must be below infinity, and their standard errors not below 0")
+def _require_possible(tensors: Mapping[str, Tensor]) -> None:
+    for key in ("quantiles", "leading", "long_quantiles", "long_leading"):
+        if (tensors[key] == math.inf).any():
+            raise ValueError(f"{key} must be below infinity")
+    errors = [i for i, name in enumerate(MEASURED) if name.endswith("error")]
+    for key in ("measured", "long_measured"):
+        if (tensors[key][..., errors] < 0).any():
+            raise ValueError(f"{key} must hold no error below 0")

@@ -108,12 +108,17 @@ def find(model: nn.Module, names: Names | None = None) -> tuple[dict[str, Found]
 def architecture_of(layers: Sequence[nn.Module]) -> str:
     """As scorers know it if all layers are of one kind that they know; else the names of the classes.
 
-    A subclass of a torch layer is of its kind, as it is measured with torch's step; one of a cell has its own step.
+    A subclass of a torch layer is of its kind, as it is measured with torch's step; one of a cell has its own step. A
+    plain network with relu is a kind of its own, ``"rnn_relu"``.
     """
-    for family in FAMILIES:
-        if all(_is_of(family, layer) for layer in layers):
-            return family.name
-    return "+".join(sorted({class_name(layer) for layer in layers}))
+    kinds = {_kind_of(layer) for layer in layers}
+    kind = kinds.pop() if len(kinds) == 1 else None
+    return kind or "+".join(sorted({class_name(layer) for layer in layers}))
+
+
+def _kind_of(layer: nn.Module) -> str | None:
+    name = next((family.name for family in FAMILIES if _is_of(family, layer)), None)
+    return "rnn_relu" if name == "rnn" and getattr(layer, "nonlinearity", "") == "relu" else name
 
 
 def _is_of(family: Family, layer: nn.Module) -> bool:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import sys
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from lightning_lyapunov.capture.finding import Found, find
 from lightning_lyapunov.capture.probe import driven_by
 from lightning_lyapunov.cli.autonomous import measure_alone
-from lightning_lyapunov.cli.reading import array_of, existing, history_of, loaded, network_of, scorer_of, spectrum_of
+from lightning_lyapunov.cli.reading import array_of, history_of, loaded, network_of, scorer_of, spectrum_of
 from lightning_lyapunov.cli.writing import facts_of, one_line, plain, table_of, tell, write, write_figure
 from lightning_lyapunov.engine.measure import Driven, measure_layers, union_of_layers
 from lightning_lyapunov.engine.settings import Settings
+from lightning_lyapunov.monitoring.facts import Facts
 
 SCORES = {
     "performance": "predicted final skill",
@@ -139,6 +140,12 @@ def score(
     hidden_size: int | None = None,
     updates: int | None = None,
     performance: float | None = None,
+    learning_rate: float | None = None,
+    adaptive: bool | None = None,
+    gradient_norm: float | None = None,
+    state_mean: float | None = None,
+    state_spread: float | None = None,
+    steps: int | None = None,
     scorer: str = "general",
     format: Literal["table", "json"] = "table",
     output: Path | None = None,
@@ -152,17 +159,33 @@ def score(
         hidden_size: Hidden units; what the file says if left out.
         updates: Updates made so far; what the file says if left out.
         performance: Skill reached so far, 0 by chance and 1 at best; for a scorer of your own, in its unit.
+        learning_rate: Base rate of the optimiser: what a warm-up leads to and a schedule decays from.
+        adaptive: Whether the optimiser divides by a running size of the gradient, as Adam does and SGD does not.
+        gradient_norm: Norm of the last gradient, of all parameters and before clipping.
+        state_mean: Mean size of the entries of the states visited; what the file says if left out.
+        state_spread: Standard deviation of these entries; what the file says if left out.
+        steps: Length of the sequences; what the file says if left out.
         scorer: general, or the file of a scorer of your own.
         format: A table for people, JSON for programs.
         output: Where to write it; standard output if left out.
     """
     measured, known = spectrum_of(file)
-    said = scorer_of(scorer).score(
+    facts = Facts(
+        performance,
+        learning_rate,
+        adaptive,
+        gradient_norm,
+        known.get("state_mean") if state_mean is None else state_mean,
+        known.get("state_spread") if state_spread is None else state_spread,
+        known.get("length") if steps is None else steps,
+    )
+    chosen = scorer_of(scorer)
+    said = chosen.score(
         measured,
         architecture=architecture or known.get("architecture"),
         hidden_size=hidden_size or known.get("hidden_size"),
         updates=known.get("updates") if updates is None else updates,
-        performance=performance,
+        **asdict(facts),
     )
     if format == "json":
         values = {field.name: getattr(said, field.name) for field in fields(said)}
@@ -213,22 +236,19 @@ def report(
 
 
 def bank_fit(bank: Path, weights: Path, *, seed: int = 0) -> None:
-    """Fit a scorer on a bank, as the general one was fitted: minutes to an hour.
+    """Fit a scorer on a bank, as the general one was fitted: some minutes.
 
     Args:
-        bank: Compact file of the bank.
+        bank: Directory of the bank's records.
         weights: File for the scorer; --scorer takes it, and so does the callback.
         seed: Of everything random.
     """
-    from lightning_lyapunov.bank.evaluation import Table, development
-    from lightning_lyapunov.bank.population import CHECKPOINTS
     from lightning_lyapunov.bank.records import Bank
-    from lightning_lyapunov.bank.report import fit_general
+    from lightning_lyapunov.bank.report.writing import fit_on
 
-    table = development(Table.of(Bank.load(existing(bank))))
-    scorer = fit_general(table, seed=seed, checkpoints=list(CHECKPOINTS))
+    scorer = fit_on(Bank.load(bank), seed=seed)
     scorer.save(weights)
-    print(f"fitted on {len(table)} rows of {scorer.card['networks']} networks: {weights}")
+    print(f"fitted on {scorer.card['networks']} networks: {weights}")
 
 
 def bank_report(
@@ -237,19 +257,20 @@ def bank_report(
     weights: Path = Path("runs/bank/general.safetensors"),
     page: Path = Path("runs/bank/report.md"),
     picture: Path = Path("runs/bank/report.png"),
+    kept: Path = Path("runs/bank/left-out"),
 ) -> None:
-    """Fit the general scorer on a bank, evaluate it and write the report: an hour.
+    """Fit the general scorer on a bank, evaluate it and write the report: an hour; interrupted, it goes on.
 
     Args:
-        bank: Compact file of the bank.
+        bank: Directory of the bank's records.
         weights: File for the scorer.
         page: File for the report, Markdown.
         picture: File for its figure, PNG.
+        kept: Directory where fits without a part of the bank are kept.
     """
-    from lightning_lyapunov.bank.records import Bank
-    from lightning_lyapunov.bank.report import write_report
+    from lightning_lyapunov.bank.report.writing import write_report
 
-    write_report(Bank.load(existing(bank)), weights, page, picture)
+    write_report(bank, weights, page, picture, kept)
 
 
 def demo(

@@ -19,7 +19,7 @@ OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 """Exit codes: done; the measurement failed; what was asked for cannot be; stopped by Ctrl-C."""
 DEBUG = "LIGHTNING_LYAPUNOV_DEBUG"
 """Environment variable that, set to anything, shows tracebacks as ``--debug`` does."""
-FLAGS = {"--smoke", "--trust_pickle"}
+FLAGS = {"--smoke", "--trust_pickle", "--adaptive"}
 """Options that may stand without a value."""
 EXTRAS = {"matplotlib": "plot", "jinja2": "plot", "joblib": "bank", "sklearn": "bank", "reservoirpy": "bank"}
 """Packages that come with an extra."""

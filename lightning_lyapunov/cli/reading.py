@@ -215,6 +215,8 @@ def _without_history(content: Any, states: Any) -> str:
 def spectrum_of(file: Path) -> tuple[LyapunovSpectrum | Tensor, Mapping[str, Any]]:
     """A spectrum, without its growth, and what is known of its network, out of JSON.
 
+    Among it ``length``, steps of the longest sequence, where inputs drove the network.
+
     Files of older versions know no error, which is two standard errors there, nor what has settled: nothing.
     """
     try:
@@ -238,6 +240,8 @@ def spectrum_of(file: Path) -> tuple[LyapunovSpectrum | Tensor, Mapping[str, Any
             volume_rate=_number(content["volume_rate"]),
             **facts,
         )
+        content |= {name: _number(content.get(name)) for name in ("state_mean", "state_spread")}
+        content["length"] = result.steps + result.transient if result.driven else None
         counts = {len(values) for values in (exponents, stderr, error, result.trusted, result.settled)}
         if len(counts) > 1 or len(exponents) > result.dimension or result.sequences < 1:
             raise ValueError(

@@ -50,6 +50,8 @@ def facts_of(result: LyapunovSpectrum, layers: dict[str, nn.Module], updates: in
         "hidden_size": max(sizes, default=None),
         "updates": updates,
         **_facts(result, FACTS),
+        "state_mean": result.state_mean,
+        "state_spread": result.state_spread,
         "features": spectrum_features(result),
         "layers": parts,
     }

@@ -165,6 +165,7 @@ def measure_path(
         enough = None if settings.tolerance is None else is_enough
         meter.advance(steps, watch=watch, with_triangles=is_whole, is_enough=enough)
     tally = meter.tally(lengths, transients, driven)
+    tally.visited = path.visited
     tally.may_settle = not is_warm and (pieces > 1 or path.time == steps)
     if is_whole:
         tally.growth = growth_of_whole(recording, meter.frame, count)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_lyapunov.engine.statistics import half_width, mean_and_error
+from lightning_lyapunov.engine.visited import Visited
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +138,8 @@ class LyapunovSpectrum:
     the union of layers that are not one stack."""
     local: LocalExponents | None = None
     """Exponents along the sequence, block by block; None for a union of layers."""
+    visited: Visited | None = None
+    """The states that the sequences came through, the transient among them; None where they are not known."""
     parts: Mapping[str, LyapunovSpectrum] = field(default_factory=dict)
     """The layers this spectrum is the union of; empty for a single layer."""
     stacks: Mapping[str, SequenceGrowth] = field(default_factory=dict)
@@ -151,6 +154,16 @@ class LyapunovSpectrum:
     def gain(self) -> float:
         """What a gradient grows by from the last step to the first, nats, root mean square; NaN if not known."""
         return math.nan if self.growth is None else self.growth.gain
+
+    @property
+    def state_mean(self) -> float:
+        """Mean ``|h|`` over steps, sequences and units of the states visited (h, not c); NaN if not known."""
+        return math.nan if self.visited is None else self.visited.mean_size
+
+    @property
+    def state_spread(self) -> float:
+        """Standard deviation of h over the same; NaN if not known."""
+        return math.nan if self.visited is None else self.visited.spread
 
     @property
     def complete(self) -> bool:
@@ -228,6 +241,7 @@ class LyapunovSpectrum:
             driven=any(s.driven for s in spectra),
             volume_rate=sum(s.volume_rate for s in spectra),
             growth=growth,
+            visited=Visited.merge([s.visited for s in spectra]),
             parts=dict(parts),
             stacks=dict(stacks or {}),
         )

@@ -22,6 +22,7 @@ from lightning_lyapunov.engine.spectrum import (
     narrowest,
 )
 from lightning_lyapunov.engine.statistics import agree, agree_in_pairs, half_width, mean_and_error
+from lightning_lyapunov.engine.visited import Visited
 
 BLOCK, MOST_BLOCKS = 16, 32
 """Steps of a block, whose spread is the standard error where there is a single sequence; blocks at most, so that those
@@ -100,6 +101,8 @@ class Tally:
     again: Tensor | None = None
     """``(B, K)`` nats per step: rates of the same sequences from a second start, if there was one."""
     growth: SequenceGrowth | None = None
+    visited: Visited | None = None
+    """The states that the sequences came through; None if they are not known."""
 
     @staticmethod
     def merge(several: Sequence[Tally]) -> Tally:
@@ -136,6 +139,7 @@ class Tally:
             may_settle=all(one.may_settle for one in several),
             again=torch.cat(again) if all(a is not None for a in again) else None,  # type: ignore[arg-type]
             growth=SequenceGrowth.merge(grown) if all(g is not None for g in grown) else None,  # type: ignore[arg-type]
+            visited=Visited.merge([one.visited for one in several]),
         )
 
     def leading(self, k: int) -> Tally:
@@ -162,6 +166,7 @@ class Tally:
             audits=[audit.to(device) for audit in self.audits],
             along=None if self.along is None else replace(self.along, log=self.along.log.to(device)),
             growth=None if self.growth is None else self.growth.to(device),
+            visited=None if self.visited is None else self.visited.to(device),
         )
 
     # ---------------------------------------------------------------- what follows from it
@@ -204,6 +209,7 @@ class Tally:
             volume_rate=math.nan if self.volume is None else float(self.volume) / float(steps.sum()),
             audit=audit,
             growth=self.growth,
+            visited=self.visited,
             local=None if self.along is None else _local(self.along, order),
         )
 

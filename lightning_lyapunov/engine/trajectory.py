@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_lyapunov.engine.chain import Chain, Stretch
 from lightning_lyapunov.engine.maps.base import LinearStretch, Recurrence
 from lightning_lyapunov.engine.maps.forms import Factors
+from lightning_lyapunov.engine.visited import Visited
 
 STRETCH = 32
 """Steps that are run and linearised at once: what bounds the memory."""
@@ -27,6 +28,9 @@ class Trajectory(Chain):
         running: (T,) how many sequences, counted from the first row, still run at each step.
         order: (B,) the user's row of each row here; None if it is the same.
         drives_another: Whether the outputs are kept for a layer above.
+
+    Attributes:
+        visited: The states that the path came through so far; None before the first.
     """
 
     def __init__(
@@ -43,7 +47,8 @@ class Trajectory(Chain):
         self.is_pure = recurrence.is_pure
         self._inputs, self._drives_another = inputs, drives_another
         self._state, self._time, self._outputs = initial, 0, list[Tensor]()
-        self._kept = 0  # steps whose outputs are kept
+        self._known = 0  # steps that the path was ever followed to
+        self.visited: Visited | None = None
 
     @property
     def inputs(self) -> Tensor:
@@ -109,15 +114,18 @@ class Trajectory(Chain):
         self._time, self._state = time, state
 
     def _advance(self, states: Tensor, stop: int) -> None:
-        if self._drives_another and stop > self._kept:
-            begin = self._kept - self._time
-            self._outputs.append(states[1 + begin :, :, : self.recurrence.output_size].clone())
-            self._kept = stop
+        if stop > self._known:
+            new = states[1 + self._known - self._time :, :, : self.visible]
+            come = Visited.of(new, self.running[self._known : stop])
+            self.visited = come if self.visited is None else Visited.merge([self.visited, come])
+            if self._drives_another:
+                self._outputs.append(new.clone())
+            self._known = stop
         self._state, self._time = states[-1].clone(), stop
 
     def outputs(self) -> Tensor:
         """``(T, B, output_size)`` what a layer above sees; follows the rest of the path if need be."""
-        if self._kept < len(self.running):
+        if self._known < len(self.running):
             self.skip(len(self.running))
         self._outputs = [torch.cat(self._outputs)]
         return self._outputs[0]

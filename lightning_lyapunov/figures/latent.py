@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from lightning_lyapunov.aelle import AeLLEScorer
-from lightning_lyapunov.aelle.atlas import NETWORKS, Atlas, fingerprint
+from lightning_lyapunov.aelle.atlas import NETWORKS, Atlas
 from lightning_lyapunov.figures.style import FEW, GROWS, QUIET, NothingToShow, measured, new_figure, words
 from lightning_lyapunov.reading.conditions import FAMILIAR, score
 from lightning_lyapunov.reading.history import History
@@ -24,23 +24,16 @@ class LatentMap(Atlas):
     def of_bank(cls, scorer: AeLLEScorer, networks: int = NETWORKS) -> LatentMap:
         """Networks of the bank as a scorer's first autoencoder sees them: whose codes the path is made of.
 
-        Those of the general scorer ship as a small file. For another one the bank is loaded, which takes about a
-        second; the same scorer gives the same map.
+        The same scorer gives the same map.
 
         Args:
             scorer: Whose codes the path on the map will be made of.
-            networks: How many, evenly spaced over the bank; each makes two points.
+            networks: How many, evenly spaced over those that ship; each makes two points.
 
         Raises:
             ValueError: If ``networks`` is not positive, or the scorer's codes have fewer than two values.
         """
-        made_by = fingerprint(scorer.heads.models[0], float(scorer.card["scale"]))
-        atlas = Atlas.shipped(made_by) if networks == NETWORKS else None
-        if atlas is None:
-            from lightning_lyapunov.bank.atlas import atlas_of_bank
-
-            atlas = atlas_of_bank(scorer, networks)
-        return cls(**vars(atlas))
+        return cls(**vars(Atlas.of(scorer.heads.models[0], float(scorer.card["scale"]), networks)))
 
 
 def latent_map(history: History, map: LatentMap) -> Figure:

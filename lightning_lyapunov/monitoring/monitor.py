@@ -7,14 +7,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_lyapunov.aelle import AeLLEScore
 from lightning_lyapunov.engine.spectrum import LyapunovSpectrum
 from lightning_lyapunov.monitoring.budget import Budget
 from lightning_lyapunov.monitoring.checkpoint import restore, state_of
 from lightning_lyapunov.monitoring.clock import Clock
+from lightning_lyapunov.monitoring.facts import Facts
 from lightning_lyapunov.monitoring.layers import Source
+from lightning_lyapunov.monitoring.learning import Learning
 from lightning_lyapunov.monitoring.notices import Notices
 from lightning_lyapunov.monitoring.options import Modules, Options
 from lightning_lyapunov.monitoring.ranks import current_ranks
@@ -22,6 +24,7 @@ from lightning_lyapunov.monitoring.session import Session
 from lightning_lyapunov.monitoring.writers import Target, write_figures, writers_of
 from lightning_lyapunov.reading.history import History
 from lightning_lyapunov.reading.rules import Finding, findings
+from lightning_lyapunov.reading.verdict import Verdict, verdict
 
 _WRAPPERS = ("DistributedDataParallel", "DataParallel", "_FabricModule", "DeepSpeedEngine")
 _SOURCES: tuple[Source, ...] = get_args(Source)
@@ -41,6 +44,7 @@ class LyapunovMonitor:
         module: Which of its layers, as the callback takes it.
         to: Where figures and pictures are written: a ``SummaryWriter``, a run of Weights & Biases, a function
             ``(figures, step)``, a logger of Lightning's, or a list of these.
+        optimizer: What trains the model, or a list of several: the scorer is told its kind and its base rate.
         **options: ``k``, ``num_sequences``, ``num_steps``, ``transient``, ``interval``, ``dtype``, ``tolerance``,
             ``growth``, ``warm_start``, ``max_overhead``, ``prefix``, ``metrics``, ``histogram``, ``figures``,
             ``scorer``, ``performance_range``, ``closed_loop`` and ``reference``, as the callback takes them.
@@ -66,13 +70,21 @@ class LyapunovMonitor:
     """
 
     def __init__(
-        self, model: nn.Module, module: Modules = None, *, to: Target | Sequence[Target] | None = None, **options: Any
+        self,
+        model: nn.Module,
+        module: Modules = None,
+        *,
+        to: Target | Sequence[Target] | None = None,
+        optimizer: Any | Sequence[Any] | None = None,
+        **options: Any,
     ) -> None:
         if unknown := [name for name in options if name not in _OPTIONS]:
             raise TypeError(
                 f"{type(self).__name__} has no option {', '.join(unknown)}; its options are {', '.join(_OPTIONS)}. "
                 "When to measure, and the performance so far, are told to measure()."
             )
+        self._optimizers = _checked(optimizer)
+        self._learning = Learning(self._optimizers)
         told = "performance" if options.get("performance_range") is not None else None
         self._options = Options(module=module, performance=told, **options)
         self.history = History(self._options.prefix)
@@ -113,6 +125,11 @@ class LyapunovMonitor:
         """What the measurements so far mean, in words, the most pressing first."""
         return findings(self.history)
 
+    @property
+    def verdict(self) -> Verdict | None:
+        """What to make of the run so far: ``healthy``, ``watch`` or ``act``, with a sentence; None before the first."""
+        return verdict(self.history)
+
     # ---------------------------------------------------------------- recording
 
     @contextmanager
@@ -148,7 +165,13 @@ class LyapunovMonitor:
     # ---------------------------------------------------------------- measuring
 
     def measure(
-        self, step: int, *, epoch: int | None = None, performance: float | None = None, always: bool = False
+        self,
+        step: int,
+        *,
+        epoch: int | None = None,
+        performance: float | None = None,
+        gradient_norm: float | Tensor | None = None,
+        always: bool = False,
     ) -> LyapunovSpectrum | None:
         """Measure the weights as they are, on what was recorded last, and write the figures.
 
@@ -158,6 +181,8 @@ class LyapunovMonitor:
             step: Updates made so far.
             epoch: In which they were; written beside the figures.
             performance: The metric reached so far, of which ``performance_range`` says what is worst and best.
+            gradient_norm: Of the last gradient, of all parameters and before clipping, as ``clip_grad_norm_`` returns
+                it.
             always: Whether to measure even if ``max_overhead`` has no room for it, as at the end of a run. The first
                 measurement, and the first after an update, are made in any case.
 
@@ -173,7 +198,7 @@ class LyapunovMonitor:
             epoch or 0,
             source=source,
             promised=always or not self._tried_at,
-            performance=self._skill_of(performance),
+            facts=self._facts(performance, gradient_norm),
         )
         self._is_used = True
         if not self._session.was_skipped:
@@ -211,6 +236,11 @@ class LyapunovMonitor:
             return None
         return None if performance is None else self._options.skill_of(performance)
 
+    def _facts(self, performance: float | None, gradient_norm: float | Tensor | None) -> Facts:
+        rate, adaptive = self._learning.of(self._optimizers, self._session.layers.measured)
+        norm = None if gradient_norm is None else float(gradient_norm)
+        return Facts(self._skill_of(performance), rate, adaptive, norm)
+
     def _write(self, figures: dict[str, float], step: int, epoch: int | None) -> None:
         exponents = None if self.spectrum is None else self.spectrum.exponents
         with self._budget.spending("logging"):
@@ -243,6 +273,7 @@ class LyapunovMonitor:
             self._session.end_logging(self._writers, self.history[-1].step)
         self._clock.stop()
         self._session.close()
+        self._optimizers = []
 
     # ---------------------------------------------------------------- state
 
@@ -254,6 +285,20 @@ class LyapunovMonitor:
         """Go on from :meth:`state_dict`, or from as much of it as another version wrote."""
         if amiss := restore(state_dict, self.history, self._clock, self._budget):
             self._notices.tell(amiss, warn=True, subject="state")
+
+
+def _checked(optimizer: Any | Sequence[Any] | None) -> list[Any]:
+    """The optimisers.
+
+    Raises:
+        ValueError: If one is none.
+    """
+    optimizers = [] if optimizer is None else list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+    for one in optimizers:
+        if not isinstance(getattr(one, "param_groups", None), list):
+            kind = type(one).__name__
+            raise ValueError(f"optimizer must be one of torch's optimisers, or a list of them; got {kind}.")
+    return optimizers
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from lightning_lyapunov.aelle import AeLLEScore, AeLLEScorer
 from lightning_lyapunov.capture.finding import architecture_of
 from lightning_lyapunov.engine.isolation import measuring
 from lightning_lyapunov.engine.spectrum import LyapunovSpectrum
+from lightning_lyapunov.monitoring.facts import Facts
 from lightning_lyapunov.names import key_of
 from lightning_lyapunov.reading.conditions import FAMILIAR
 
@@ -49,7 +51,7 @@ class Scoring:
         self.ready = None
 
     def scores(
-        self, spectrum: LyapunovSpectrum, layers: Sequence[nn.Module], updates: int, performance: float | None
+        self, spectrum: LyapunovSpectrum, layers: Sequence[nn.Module], updates: int, facts: Facts
     ) -> dict[str, float]:
         """What the scorer says of a spectrum, by name; nothing if it cannot.
 
@@ -57,7 +59,7 @@ class Scoring:
             spectrum: Of the layers together.
             layers: Those that were measured.
             updates: Made so far.
-            performance: Reached so far, if known.
+            facts: What is known beside these.
         """
         self.score = None
         if self.ready is None:
@@ -70,7 +72,7 @@ class Scoring:
                     architecture=architecture_of(layers),
                     hidden_size=max((size for size in sizes if isinstance(size, int)), default=None),
                     updates=updates,
-                    performance=performance,
+                    **asdict(facts),
                 )
         except Exception as error:
             self._warn(error, "failed")

@@ -12,10 +12,12 @@ from typing import Any
 
 from torch import nn
 
+from lightning_lyapunov.capture.finding import architecture_of
 from lightning_lyapunov.engine.spectrum import LyapunovSpectrum
 from lightning_lyapunov.monitoring.budget import Budget, Plan
 from lightning_lyapunov.monitoring.clock import Clock
 from lightning_lyapunov.monitoring.closed_loop import ClosedLoop
+from lightning_lyapunov.monitoring.facts import Facts
 from lightning_lyapunov.monitoring.layers import Layers, Source
 from lightning_lyapunov.monitoring.loggers.panels import Panels
 from lightning_lyapunov.monitoring.notices import Notices
@@ -29,11 +31,13 @@ from lightning_lyapunov.reading.extent import extent
 from lightning_lyapunov.reading.features import spectrum_features
 from lightning_lyapunov.reading.history import History, Measurement
 from lightning_lyapunov.reading.rules import news
+from lightning_lyapunov.reading.verdict import verdict
 
 FLOOR = DEAD
 """Nats per step. Exponents below, dead directions among them, are logged as this, since a monitor stops on infinity."""
 MOST = 1e6
 """Steps, or nats over a sequence. A gradient horizon beyond is logged as this, and a gain of -inf as minus this."""
+_NOTHING = Facts()
 _log = logging.getLogger(__name__)
 
 
@@ -147,7 +151,7 @@ class Session:
         is_partial: bool = False,
         promised: bool = False,
         progress: float = 1.0,
-        performance: float | None = None,
+        facts: Facts = _NOTHING,
     ) -> dict[str, float] | None:
         """Measure the weights as they are; to be called on all ranks at once.
 
@@ -159,17 +163,17 @@ class Session:
                 other.
             promised: Whether it is made even if the budget has no room for it.
             progress: Share of the fit that is done, 1 where not known.
-            performance: Skill reached so far, as the scorer takes it.
+            facts: What is known of the run, for the scorer; the measurement adds what it tells.
 
         Returns:
             The figures by name, the same on all ranks; None if there is no room for it, or it could not be done.
         """
         self._count_recording()
         with self.layers.paused():
-            return self._measure(_Moment(step, source, promised, progress), epoch, source, is_partial, performance)
+            return self._measure(_Moment(step, source, promised, progress), epoch, source, is_partial, facts)
 
     def _measure(
-        self, moment: _Moment, epoch: int, source: Source, is_partial: bool, performance: float | None
+        self, moment: _Moment, epoch: int, source: Source, is_partial: bool, facts: Facts
     ) -> dict[str, float] | None:
         step = moment.step
         self.was_skipped = False
@@ -186,8 +190,8 @@ class Session:
         figures = None
         if self._ranks.is_first:
             try:
-                figures = self._figures(step, performance)
-                self._keep(figures, plan, whole, step, epoch, performance, is_partial)
+                figures = self._figures(step, facts)
+                self._keep(figures, plan, whole, step, epoch, facts.performance, is_partial)
             except Exception as error:
                 self._warn(error)
                 figures = None
@@ -255,7 +259,7 @@ class Session:
                 raise ValueError("the largest exponent is NaN: the states of the network overflow along its inputs.")
             self.spectrum = spectrum
 
-    def _figures(self, step: int, performance: float | None) -> dict[str, float]:
+    def _figures(self, step: int, facts: Facts) -> dict[str, float]:
         """What is known of the last spectrum, by name: finite numbers only; what is unknown is left out."""
         assert self.spectrum is not None
         spectrum = self.spectrum
@@ -268,7 +272,9 @@ class Session:
             if (distance := self.reference.distance(spectrum, step, source)) is not None:
                 figures["distance"] = distance
         with self.budget.spending("scoring"):
-            figures |= self.scoring.scores(spectrum, self.layers.measured, step, performance)
+            seen = self.layers.seen
+            facts = facts.measured(spectrum, None if seen is None else seen.longest)
+            figures |= self.scoring.scores(spectrum, self.layers.measured, step, facts)
         if (closed := self.closed_loop.exponent(self._has_room)) is not None:
             both = zip(("closed_loop_max", "closed_loop_error"), closed, strict=True)
             figures |= {name: _bounded(name, value) for name, value in both if not math.isnan(value)}
@@ -326,9 +332,18 @@ class Session:
             latent=None if score is None else score.latent,
             reached=performance,
         )
+        is_skill = self.options.performance_range is not None
+        measurement = replace(
+            measurement,
+            skill=performance if performance is not None and is_skill else math.nan,
+            speaks=None if score is None else ", ".join(score.speaks),
+            cell=architecture_of(self.layers.measured),
+        )
         if step == 0:
             measurement = replace(measurement, softening=self._softening(measurement))
         self.history.append(measurement)
+        if (said := verdict(self.history)) is not None:
+            figures["verdict"] = measurement.metrics["verdict"] = float(said.number)
 
     def _softening(self, measurement: Measurement) -> dict[str, float]:
         """What would cure layers of chaos before the first update, by name; nothing where that cannot be told."""
@@ -345,7 +360,7 @@ class Session:
         """Say it in words when a state begins."""
         try:
             for finding in news(self.history):
-                level = logging.WARNING if finding.level == "warning" else logging.INFO
+                level = logging.INFO if finding.level == "note" else logging.WARNING
                 _log.log(level, "%d updates: %s", self.history[-1].step, finding.text)
         except Exception as error:
             self._notices.tell(f"what the measurement means could not be told: {error}", warn=True, subject="news")

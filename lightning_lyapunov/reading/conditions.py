@@ -22,10 +22,16 @@ remembers if it shrinks, and is not in danger if it grows."""
 LOST = 10.0
 """Nats over a sequence. A perturbation that shrinks by more, to under e⁻¹⁰ = 0.005 %, drowns among later inputs and in
 single precision's rounding of what they sum up to."""
-COLLAPSED = -1.0
-"""Nats per step. Below, the state forgets within a single step, and the recurrence does next to nothing."""
+COLLAPSED = -0.5
+"""Nats per step. Below, half of what the state holds is gone after little more than a step."""
+VANISHED = 40.0
+"""Nats over a sequence. What shrinks by more is below the rounding of float64, e⁻³⁷, beside whatever it is added to. Of
+the bank's networks that lost so much nearly none learnt its task; of those that lost less, if each step took as much,
+about half did: their sequences were short."""
 DEAD = -100.0
 """Nats per step. A direction below is dead: no float64 survives ten such steps. The callback logs dead ones as this."""
+FAILED = 0.1
+"""Skill below which a network is as good as by chance."""
 FAILS = 0.9
 """Probability of failure from which it is told: one run in ten of those told would still have learnt."""
 FAMILIAR = 0.3
@@ -126,14 +132,18 @@ def is_dead(measurement: Measurement) -> bool:
 
 
 def is_collapsed(measurement: Measurement) -> bool:
-    """λ₁ + error < −1 nats per step; where λ₁ has not settled, the largest ln σ + error < −1 times the steps; or dead.
+    """λ₁ + error < −½ nats per step, and g + error < −40 over the sequence; or dead.
 
-    Either way what lasts longest is down by more than e-fold after each step.
+    Where λ₁ has not settled, the largest ln σ over the steps stands in its place; where the gain is not known, λ₁ times
+    the steps.
     """
-    value, error = largest(measurement)
+    value, error = rate = largest(measurement)
     if not has_settled(measurement) and not math.isnan(measurement.growth_steps):
         value, error = (figure / measurement.growth_steps for figure in largest_growth(measurement))
-    return is_dead(measurement) or value + error < COLLAPSED
+    over, its_error = gain(measurement)
+    if math.isnan(over):
+        over, its_error = (figure * (measurement.length or math.nan) for figure in rate)
+    return is_dead(measurement) or (value + error < COLLAPSED and over + its_error < -VANISHED)
 
 
 def is_forgetting(measurement: Measurement) -> bool:
@@ -154,6 +164,11 @@ def is_remembering(measurement: Measurement) -> bool:
 def is_predicted_to_fail(measurement: Measurement, probability: float = FAILS, familiarity: float = FAMILIAR) -> bool:
     """P(failure) ≥ probability and familiarity high enough to believe it."""
     return score(measurement, "failure_probability") >= probability and score(measurement, "familiarity") >= familiarity
+
+
+def has_learnt(measurement: Measurement) -> bool:
+    """The skill so far is known, and at least 0.1: this is no network that never learns its task."""
+    return measurement.skill >= FAILED
 
 
 def score(measurement: Measurement, name: str) -> float:
@@ -185,7 +200,7 @@ def has_saturated(history: Iterable[Measurement]) -> bool:
     return value - error > 0 or explodes(run[0])
 
 
-def verdict(history: Iterable[Measurement]) -> str:
+def state_of(history: Iterable[Measurement]) -> str:
     """The state of the network at the newest measurement of a run, in a word or two: the first that holds.
 
     ===============  =============================================================================================

@@ -86,6 +86,13 @@ class Measurement:
     """(L,) the AeLLE code of the spectrum, if it was scored."""
     reached: float | None = None
     """Skill so far, as the scorer was told it."""
+    skill: float = math.nan
+    """Skill so far on the scale of the bank, from 0 by chance to 1 at best; NaN where it is not known."""
+    cell: str = ""
+    """Kind of cell, as the scorer was told it; empty where it is not known."""
+    speaks: str | None = None
+    """Of what the scorer says, the parts that the spectrum adds to: of ``rank``, ``failure``, ``takeoff``, separated by
+    commas; None where that was not told."""
     softening: dict[str, float] = field(default_factory=dict)
     """Before the first update, of each layer that can be conditioned, by its name in the model: the factor on its
     recurrent weights that takes its largest exponent below 0; 1 where nothing grows."""
@@ -333,7 +340,7 @@ _EARLIER = {"earlier": list, "runs_before": int}
 _KINDS = {name: dict if get_origin(hint) is dict else hint for name, hint in get_type_hints(Measurement).items()}
 """What each field of a measurement is."""
 _NEEDED = {f.name for f in fields(Measurement) if f.default is MISSING and f.default_factory is MISSING}
-_NEW = ("source", "sequences", "steps", "counted", "seen", "fewer", "softening")
+_NEW = ("source", "sequences", "steps", "counted", "seen", "fewer", "softening", "skill", "cell", "speaks")
 """What an older version did not know, and is not missed in what it wrote."""
 
 
@@ -365,6 +372,8 @@ def _bytes_of(measurement: Measurement) -> int:
     return (
         440
         + len(measurement.fewer)
+        + len(measurement.cell)
+        + len(measurement.speaks or "")
         + sum(400 + tensor.numel() * tensor.element_size() for tensor in tensors)
         + 16 * numbers
     )

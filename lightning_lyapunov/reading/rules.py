@@ -1,4 +1,8 @@
-"""What a history means: rules that turn what holds of it into sentences, each of which ends with what to do.
+"""What a history means: rules that turn what holds of it into sentences, each with what to do.
+
+What a rule calls a warning is a *concern*. How much it matters is not for the rule to say: the share of the bank's
+networks told the same that ended badly decides whether it is a note, a warning, or calls for action, and ends the
+sentence (:mod:`~lightning_lyapunov.reading.rates`).
 
 Every ± in a sentence is the half-width of a 95 % bar, and "beyond its error" means by more than that. What is said of
 gradients is what was measured over the sequence, a factor in a typical one; of chaos only settled exponents speak.
@@ -9,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -36,12 +40,15 @@ from lightning_lyapunov.reading.conditions import (
     largest,
     noise_between,
     score,
-    verdict,
+    state_of,
 )
 from lightning_lyapunov.reading.history import History, Measurement
+from lightning_lyapunov.reading.rates import Rate, rate_of
 from lightning_lyapunov.reading.state import STATES, Level, not_settled
 from lightning_lyapunov.reading.words import (
+    capital,
     factor,
+    listed,
     percent,
     plus_minus,
     since,
@@ -60,7 +67,7 @@ TREND = (4, 8)
 QUIET = 5
 """Measurements that a state must have been absent for before it is news again: a flickering one is told once."""
 
-_LEVELS = ("warning", "note", "good")
+_LEVELS = ("act", "warning", "note", "good")
 _NEWS_AT_FIRST = ("chaotic", "growing", "saturated", "layer_explodes", "predicted_to_fail")
 """What needs no measurement before, of the same source, to be news."""
 
@@ -77,6 +84,10 @@ class Finding:
     """Sentences: what, how much, since when, and what to do."""
     subject: str = ""
     """The layer that it concerns; empty if the whole network."""
+    is_concern: bool = False
+    """Whether something may be wrong, whatever its level."""
+    rate: Rate | None = None
+    """Of a concern, how often it was right; None where the bank cannot tell."""
 
 
 def findings(history: History) -> list[Finding]:
@@ -87,12 +98,27 @@ def findings(history: History) -> list[Finding]:
     run = list(history)
     if not run:
         return [Finding("evidence", "note", "Nothing has been measured yet: there is no spectrum to read.")]
-    every = [finding for rule in RULES for finding in rule(run)]
+    every = [_graded(finding, run[-1]) for finding in told(run)]
     return sorted(every, key=lambda finding: _LEVELS.index(finding.level))
 
 
+def told(run: Sequence[Measurement]) -> list[Finding]:
+    """All that the rules say of a run, in their order; every concern is a warning, as its rate does not count yet."""
+    return [finding for rule in RULES for finding in rule(run)]
+
+
+def _graded(finding: Finding, newest: Measurement) -> Finding:
+    """A finding with its level; of a concern by how often it was right, which its text then says at the end."""
+    if finding.level != "warning":
+        return finding
+    rate = rate_of(finding.state, newest)
+    if rate is None:
+        return replace(finding, level="note", is_concern=True)
+    return replace(finding, level=rate.level, text=f"{finding.text} {capital(str(rate))}.", is_concern=True, rate=rate)
+
+
 def news(history: History) -> list[Finding]:
-    """Those grave findings that began at the newest measurement, for the log.
+    """Those concerns that began at the newest measurement, for the log, gravest first.
 
     These are: the network became chaotic, gradients explode, it lost its memory or collapsed, a layer explodes or died,
     the scorer says that the run will fail. Each is told where it did not hold at any of the :data:`QUIET` measurements
@@ -105,7 +131,7 @@ def news(history: History) -> list[Finding]:
     new = (_grave_states(run) if run else set()).difference(*before)
     if not before:
         new = {one for one in new if one[0] in _NEWS_AT_FIRST}
-    return [f for f in findings(history) if f.level == "warning" and (f.state, f.subject) in new]
+    return [f for f in findings(history) if f.is_concern and (f.state, f.subject) in new]
 
 
 def _grave_states(run: Sequence[Measurement]) -> set[tuple[str, str]]:
@@ -127,8 +153,8 @@ def _grave_states(run: Sequence[Measurement]) -> set[tuple[str, str]]:
 
 
 def _state(run: Sequence[Measurement]) -> Iterator[Finding]:
-    """The state of the network, one at a time: see :func:`~.conditions.verdict`."""
-    state = verdict(run)
+    """The state of the network, one at a time: see :func:`~.conditions.state_of`."""
+    state = state_of(run)
     if state in STATES:
         level, text = STATES[state](run if state == "saturated" else comparable(run))
         yield Finding(state, level, text)
@@ -177,7 +203,7 @@ def _is_little(newest: Measurement) -> bool:
 
 def _state_says_so(run: Sequence[Measurement]) -> bool:
     """Whether the sentence on the state itself says that nothing has settled: see :func:`~.state._undecided`."""
-    return verdict(run) == "undecided" and math.isnan(gain(run[-1])[0])
+    return state_of(run) == "undecided" and math.isnan(gain(run[-1])[0])
 
 
 def _dead_directions(run: Sequence[Measurement]) -> Iterator[Finding]:
@@ -243,7 +269,8 @@ def _prediction(run: Sequence[Measurement]) -> Iterator[Finding]:
     """What the scorer says.
 
     unfamiliar: familiarity < 0.3, and nothing else is told; predicted_to_fail: P(failure) ≥ 0.9;
-    prediction_is_baseline: |performance − baseline| < 0.05; else prediction.
+    prediction_is_baseline: the spectrum speaks of nothing (where the scorer does not know of what it speaks:
+    |performance − baseline| < 0.05); else prediction.
     """
     newest = run[-1]
     performance, baseline, familiarity = (score(newest, s) for s in ("performance", "baseline", "familiarity"))
@@ -268,7 +295,8 @@ def _prediction(run: Sequence[Measurement]) -> Iterator[Finding]:
         return
     interval = f"80 % interval {score(newest, 'performance_low'):.2f} to {score(newest, 'performance_high'):.2f}"
     reached = "" if newest.reached is None else f"; {newest.reached:.2f} is reached so far"
-    if abs(performance - baseline) < SAME_PREDICTION:
+    says_nothing = abs(performance - baseline) < SAME_PREDICTION if newest.speaks is None else not newest.speaks
+    if says_nothing:
         yield Finding(
             "prediction_is_baseline",
             "note",
@@ -281,9 +309,24 @@ def _prediction(run: Sequence[Measurement]) -> Iterator[Finding]:
         yield Finding(
             "prediction",
             "note",
-            f"The scorer predicts a final skill of {performance:.2f} ({interval}){reached}.{without} Prefer another "
-            "run only where the intervals lie apart.",
+            f"The scorer predicts a final skill of {performance:.2f} ({interval}){reached}.{without}"
+            f"{_who_speaks(newest)} Prefer another run only where the intervals lie apart.",
         )
+
+
+def _who_speaks(newest: Measurement) -> str:
+    """Of what the spectrum says more than all else that is known, in words, and of what that says as much."""
+    if newest.speaks is None:
+        return ""
+    named = {
+        "rank": "its rank among networks of its task",
+        "failure": "whether it fails",
+        "takeoff": "whether it takes off",
+    }
+    adds = [words for name, words in named.items() if name in newest.speaks.split(", ")]
+    rest = [words for words in named.values() if words not in adds]
+    told = f" The spectrum adds to {listed(adds)}"
+    return f"{told}; of {listed(rest)}, what else is known tells as much." if rest else f"{told}."
 
 
 def _movement(run: Sequence[Measurement]) -> Iterator[Finding]:

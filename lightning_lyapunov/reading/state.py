@@ -1,4 +1,4 @@
-"""The state of a network in a sentence or two, one function for each state that a verdict may name."""
+"""The state of a network in a sentence or two, one function for each state that there is."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from lightning_lyapunov.reading.conditions import (
 )
 from lightning_lyapunov.reading.history import Measurement
 from lightning_lyapunov.reading.words import (
+    capital,
     factor,
     in_words,
     over_a_sequence,
@@ -34,7 +35,8 @@ from lightning_lyapunov.reading.words import (
     steps_to_a_percent,
 )
 
-Level = Literal["good", "note", "warning"]
+Level = Literal["good", "note", "warning", "act"]
+"""How much something matters. What rules call a warning is a concern, whose level its rate decides on."""
 Run = Sequence[Measurement]
 TOO_MANY = 100.0
 """Times as many sequences as measured. Where more would be needed to tell an exponent from 0, it is 0 in practice."""
@@ -58,7 +60,7 @@ def _saturated(run: Run) -> tuple[Level, str]:
 
 
 def _collapsed(run: Run) -> tuple[Level, str]:
-    what = _capital(what_is_left(run[-1]))
+    what = capital(what_is_left(run[-1]))
     return "warning", (
         f"{what}, {since(run, is_collapsed)}. The recurrence carries nothing. Look for units that are always off or "
         "saturated; lower weight decay; raise the recurrent gain, or initialise it orthogonally."
@@ -86,7 +88,7 @@ def _growing(run: Run) -> tuple[Level, str]:
     elif growth:
         past = f"by more than {factor(MILD)} " if is_much else ""
         past = f"; it has grown {past}at every measurement {since(run, explodes if is_much else grows)}"
-        text = f"{_capital(growth)}{past * (len(run) > 1)}."
+        text = f"{capital(growth)}{past * (len(run) > 1)}."
     else:
         text = f"{exponent} {since(run, grows)}: gradients grow."
     if is_much:
@@ -130,13 +132,12 @@ def _in_model(name: str) -> str:
 
 
 def _forgetting(run: Run) -> tuple[Level, str]:
-    """But a note before the first update, when gates are yet to open."""
     newest = run[-1]
-    what = _capital(over_a_sequence(newest)) or f"The largest exponent is {in_words(newest)}"
+    what = capital(over_a_sequence(newest)) or f"The largest exponent is {in_words(newest)}"
     rate = ""
     if is_stable(newest):
         rate = f"a perturbation is down to 1 % after {steps_to_a_percent(largest(newest)[0])} steps, so "
-    return "warning" if newest.step > 0 else "note", (
+    return "warning", (
         f"{what}, and the network has been forgetting {since(run, is_forgetting)}: {rate}nothing is carried from the "
         f"first step of a sequence to the last. {_longer_memory(run)}"
     )
@@ -144,7 +145,7 @@ def _forgetting(run: Run) -> tuple[Level, str]:
 
 def _remembering(run: Run) -> tuple[Level, str]:
     newest = run[-1]
-    what = _capital(over_a_sequence(newest)) or f"The largest exponent is {in_words(newest)}, close to 0"
+    what = capital(over_a_sequence(newest)) or f"The largest exponent is {in_words(newest)}, close to 0"
     return "good", (
         f"{what}: what enters at the first of these steps still counts at the last, and gradients do not explode on "
         "the way. Leave it as it is."
@@ -155,7 +156,7 @@ def _fading(run: Run) -> tuple[Level, str]:
     """Stable, or where exponents have not settled fading."""
     newest = run[-1]
     growth = over_a_sequence(newest)
-    text = f"{_capital(growth)}." if growth else ""
+    text = f"{capital(growth)}." if growth else ""
     if is_stable(newest):
         steps = f" of your {newest.length}" if newest.length and not newest.layers else ""
         text = (
@@ -181,7 +182,7 @@ def _undecided(run: Run) -> tuple[Level, str]:
         )
     if math.isnan(error):
         return "note", (
-            f"{_capital(over_a_sequence(newest))}, but the error of that is not known, so nothing is made of it: "
+            f"{capital(over_a_sequence(newest))}, but the error of that is not known, so nothing is made of it: "
             "measure two sequences or more (num_sequences)."
         )
     return "note", (
@@ -212,10 +213,6 @@ def _to_decide(newest: Measurement) -> str:
     return f"About {times:.2g} times as many sequences (num_sequences), or longer ones, would decide."
 
 
-def _capital(clause: str) -> str:
-    return clause[:1].upper() + clause[1:]
-
-
 STATES: dict[str, Callable[[Run], tuple[Level, str]]] = {
     "saturated": _saturated,
     "collapsed": _collapsed,
@@ -228,4 +225,4 @@ STATES: dict[str, Callable[[Run], tuple[Level, str]]] = {
     "fading": _fading,
     "undecided": _undecided,
 }
-"""By verdict: how much it matters, and the sentences."""
+"""By :func:`~.conditions.state_of`: how much it matters, and the sentences."""

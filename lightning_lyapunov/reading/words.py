@@ -146,3 +146,14 @@ def since(run: Sequence[Measurement], holds: Callable[[Measurement], bool]) -> s
 def when(measurement: Measurement) -> str:
     """When it was made."""
     return "before the first update" if measurement.step == 0 else f"epoch {measurement.epoch}"
+
+
+def capital(clause: str) -> str:
+    """A clause as the beginning of a sentence."""
+    return clause[:1].upper() + clause[1:]
+
+
+def listed(words: Sequence[str]) -> str:
+    """As ``one, two and three``."""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last

@@ -60,6 +60,22 @@ class Schedule:
         """Whether the weights have moved since the last measurement."""
         return self.at is None or trainer.global_step != self.at[0]
 
+    def may_follow(self, trainer: Any) -> bool:
+        """Whether a measurement may follow the update that is about to be made, before there is another.
+
+        Not known where validation comes by the clock; and an early end is not foreseen.
+        """
+        if trainer.is_last_batch or trainer.global_step + 1 == trainer.max_steps:
+            return True
+        if self.every_n_train_steps is not None:
+            return self.at is None or bool(trainer.global_step + 1 - self.at[0] >= self.every_n_train_steps)
+        every = trainer.val_check_batch
+        if self.source != "validation" or not every or math.isinf(every):
+            return False
+        loop = trainer.fit_loop
+        batch = loop.total_batch_idx if trainer.check_val_every_n_epoch is None else loop.batch_idx
+        return any((batch + ahead) % every == 0 for ahead in range(1, trainer.accumulate_grad_batches + 1))
+
     def is_worth_recording(self, trainer: Any, batch_idx: int, *, has_validation: bool, needed: int = 1) -> bool:
         """Whether a training batch may drive a measurement.
 

@@ -12,27 +12,25 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_lyapunov.names import MEASURED, ON_REQUEST, SCORED, current_key, current_name, key_of, name_of, renaming
-from lightning_lyapunov.reading.conditions import (
-    FAILS,
-    FAMILIAR,
-    explodes,
-    has_converged,
-    is_chaotic,
-    is_collapsed,
-    is_predicted_to_fail,
-    score,
-)
-from lightning_lyapunov.reading.history import History, Measurement, read_state
+from lightning_lyapunov.names import MEASURED, ON_REQUEST, SCORED, current_key, key_of, name_of, renaming
+from lightning_lyapunov.reading.conditions import FAILS, FAMILIAR, is_predicted_to_fail, score
+from lightning_lyapunov.reading.history import History, read_state
+from lightning_lyapunov.reading.rates import AT_CHANCE
 from lightning_lyapunov.reading.state import what_is_left
+from lightning_lyapunov.reading.stops import (
+    CONDITIONS,
+    KNOWN,
+    PATIENCE,
+    Condition,
+    Rule,
+    from_update,
+    needed,
+    rule_for,
+    shipped_rules,
+)
 from lightning_lyapunov.reading.words import in_words, over_a_sequence
 from lightning_lyapunov.training.pickling import added_to
-
-Condition = Literal["chaotic", "collapsed", "converged", "predicted_to_fail"]
-CONDITIONS: tuple[Condition, ...] = ("chaotic", "collapsed", "converged", "predicted_to_fail")
-"""What training can be stopped for."""
-_FEWEST = 2
-"""Measurements that stock EarlyStopping must see before it gives up: one that is no better may be so by chance."""
+from lightning_lyapunov.training.stock import is_a, is_key
 
 
 class LyapunovEarlyStopping(pl.Callback):
@@ -45,12 +43,30 @@ class LyapunovEarlyStopping(pl.Callback):
     ========================  ==========================================================================================
     ``chaotic``               the largest exponent has settled and is above 0 by more than its error, and in a typical
                               sequence a gradient grows by more than 2 nats (7-fold), likewise beyond its error
-    ``collapsed``             the largest exponent is below -1 nats per step by more than its error, or where it has not
-                              settled, even what lasts longest over the sequence shrinks by more; or all is dead
+    ``collapsed``             the largest exponent is below -1/2 nats per step by more than its error, or where it has
+                              not settled, even what lasts longest over the sequence shrinks by more, and in a typical
+                              sequence a gradient shrinks by more than 40 nats; or all is dead
     ``converged``             the last measurements, as many as ``patience``, lie within noise of the newest
     ``predicted_to_fail``     the scorer gives ``probability`` or more that the network never learns, and is familiar
                               with networks like it
     ========================  ==========================================================================================
+
+    From which update on each counts, and where more is asked for than stands here, was chosen on one half of the bank's
+    task families, such that hardly any run that would have come well is ended; how the other half fared is this:
+
+    - chaotic, skill at chance: from update 40; too few such runs to tell.
+    - chaotic, skill not known: from update 40; too few such runs to tell.
+    - collapsed, skill at chance: from update 40; of 41 runs 40 failed, 0 came above 0.5.
+    - collapsed, skill not known: from update 80; of 37 runs 36 failed, 0 came above 0.5.
+    - converged, skill known: never, as it was wrong too often.
+    - converged, skill not known: never, as it was wrong too often.
+    - predicted_to_fail, skill at chance: from update 40; too few such runs to tell.
+    - predicted_to_fail, skill not known: from update 40; too few such runs to tell.
+
+    What failed had ended below a skill of 0.3. A run that learns, whose skill so far is known (``performance`` of the
+    callback, with its range) to be 0.1 or more, is ended only where it has converged. The rates are those of runs like
+    the bank's, which :mod:`lightning_lyapunov.reading.rates` bounds; docs/rates.md has them with their errors, beside
+    those of stopping on the metric.
 
     An error is the half-width of a 95 % bar. Only measurements that the same data drove are compared: where that of
     before the first update was driven by training data and the others are by validation data, all counts begin with
@@ -64,6 +80,8 @@ class LyapunovEarlyStopping(pl.Callback):
         min_delta: What counts as an improvement of the monitored key, in its unit.
         probability: Of failure, from which the scorer is believed.
         familiarity: Of the scorer with such networks, from which it is believed.
+        min_updates: Updates before which no condition counts; with it each counts as it stands in the table, for a run
+            that learns too, and of how often that is right nothing is known. None: as chosen on the bank.
         before_training: Whether the measurement before the first update counts. An initial network may be chaotic, or
             forget, as training has not yet shaped it; a prediction means the same there and always counts.
         prefix: That of the LyapunovSpectrumCallback that measures.
@@ -89,10 +107,11 @@ class LyapunovEarlyStopping(pl.Callback):
         *,
         monitor: str | None = None,
         mode: Literal["min", "max"] = "min",
-        patience: int = 3,
+        patience: int = PATIENCE,
         min_delta: float = 0.0,
         probability: float = FAILS,
         familiarity: float = FAMILIAR,
+        min_updates: int | None = None,
         before_training: bool = False,
         prefix: str = "lyapunov",
     ) -> None:
@@ -101,7 +120,7 @@ class LyapunovEarlyStopping(pl.Callback):
             raise ValueError(f"conditions or monitor is needed; conditions are {_listed(CONDITIONS)}.")
         if unknown := [condition for condition in chosen if condition not in CONDITIONS]:
             raise ValueError(f"conditions must be among {_listed(CONDITIONS)}; got {_listed(unknown)}.")
-        if monitor is not None and not _is_key(monitor, prefix):
+        if monitor is not None and not is_key(monitor, prefix):
             keys = [key_of(name, prefix) for name in (*MEASURED, *ON_REQUEST, *SCORED)]
             raise ValueError(
                 f"monitor must be a key measured under the prefix {prefix!r}: {', '.join(keys)}, or of one layer "
@@ -114,6 +133,8 @@ class LyapunovEarlyStopping(pl.Callback):
             raise ValueError(f"mode must be 'min' or 'max'; got {mode!r}.")
         if patience < 1:
             raise ValueError(f"patience must be at least 1 measurement; got {patience}.")
+        if min_updates is not None and min_updates < 0:
+            raise ValueError(f"min_updates must be at least 0, or None; got {min_updates}.")
         if min_delta < 0:
             raise ValueError(f"min_delta must be at least 0; got {min_delta}.")
         for name, share in {"probability": probability, "familiarity": familiarity}.items():
@@ -122,7 +143,7 @@ class LyapunovEarlyStopping(pl.Callback):
         self.conditions, self.monitor, self.mode = chosen, monitor, mode
         self.patience, self.min_delta = patience, min_delta
         self.probability, self.familiarity = probability, familiarity
-        self.before_training, self.prefix = before_training, prefix
+        self.min_updates, self.before_training, self.prefix = min_updates, before_training, prefix
         self._begin()
 
     def _begin(self) -> None:
@@ -138,7 +159,7 @@ class LyapunovEarlyStopping(pl.Callback):
             return
         self._begin()
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        measuring = {c.prefix: c for c in callbacks if _is_a(c, "LyapunovSpectrumCallback")}
+        measuring = {c.prefix: c for c in callbacks if is_a(c, "LyapunovSpectrumCallback")}
         if self.prefix not in measuring:
             there_are = f"those have {_listed(measuring)}" if measuring else "there is none"
             raise MisconfigurationException(
@@ -152,6 +173,19 @@ class LyapunovEarlyStopping(pl.Callback):
                 f"LyapunovEarlyStopping({_listed(needing)}) needs scores, but the LyapunovSpectrumCallback has "
                 "scorer=None; scorer='general' is the pretrained one."
             )
+        self._warn_of_never(knows_skill=getattr(measuring[self.prefix], "performance_range", None) is not None)
+
+    def _warn_of_never(self, *, knows_skill: bool) -> None:
+        """Say which conditions will end nothing, as they were not right often enough on the bank."""
+        for condition in self.conditions if self.min_updates is None else []:
+            kinds = {"", KNOWN if condition == "converged" else AT_CHANCE} if knows_skill else {""}
+            rules = [r for r in shipped_rules() if r.condition == condition and r.knowledge in kinds]
+            if rules and all(math.isinf(rule.start) for rule in rules):
+                rank_zero_warn(
+                    f"LyapunovEarlyStopping: {condition!r} ends no run here: on the bank it was wrong too often"
+                    f"{'' if knows_skill else ' where the skill so far is not known (performance, performance_range)'}."
+                    " With min_updates it counts nevertheless, from that update on."
+                )
 
     def on_lyapunov_measurement(self, trainer: pl.Trainer, callback: Any) -> None:
         """Decide on a new measurement: rank zero does, for all.
@@ -183,9 +217,12 @@ class LyapunovEarlyStopping(pl.Callback):
         for condition in self.conditions:
             if before_training and condition != "predicted_to_fail":
                 continue
-            needed = 1 if condition == "converged" else self.patience  # which looks at several by itself
-            if self._count(condition, self._holds(condition, history)) >= needed:
-                reasons.append(f"{condition.replace('_', ' ')}: {self._told(condition, history)}")
+            rule = self._rule(condition, history)
+            holds = rule is not None and self._holds(rule, history)
+            if self._count(condition, holds) >= needed(condition, self.patience) and rule is not None:
+                rate = rule.told(history[-1]) if self._is_as_tried else ""
+                told = f"{self._told(condition, history)}{'; ' * bool(rate)}{rate}"
+                reasons.append(f"{condition.replace('_', ' ')}: {told}")
         if self.monitor is not None and not before_training and self._stagnates(self.monitor, history):
             reasons.append(
                 f"{self.monitor} has not improved on {self._best:.4g} at {self._counts[self.monitor]} measurements in "
@@ -199,12 +236,22 @@ class LyapunovEarlyStopping(pl.Callback):
             self._counts, self._best = {}, None
         self._source = source
 
-    def _holds(self, condition: Condition, history: History) -> bool:
-        if condition == "converged":
-            return has_converged(history, self.patience)
-        if condition == "predicted_to_fail":
-            return is_predicted_to_fail(history[-1], self.probability, self.familiarity)
-        return {"chaotic": _is_chaotic_and_explodes, "collapsed": is_collapsed}[condition](history[-1])
+    def _rule(self, condition: Condition, history: History) -> Rule | None:
+        """What the bank says of a condition, or what the user does."""
+        if self.min_updates is None:
+            return rule_for(condition, history[-1])
+        return from_update(condition, self.min_updates)
+
+    @property
+    def _is_as_tried(self) -> bool:
+        """Whether the rates of the bank are those of this stopper: it is as patient, and believes the scorer alike."""
+        return self.patience >= PATIENCE and (self.probability, self.familiarity) == (FAILS, FAMILIAR)
+
+    def _holds(self, rule: Rule, history: History) -> bool:
+        if rule.condition == "predicted_to_fail" and history[-1].step >= rule.start:
+            probability = max(self.probability, rule.amount) if self.probability == FAILS else self.probability
+            return is_predicted_to_fail(history[-1], probability, self.familiarity)
+        return rule.holds(list(history), self.patience)
 
     def _stagnates(self, monitor: str, history: History) -> bool:
         value = self._value(monitor, history)
@@ -290,107 +337,6 @@ class LyapunovEarlyStopping(pl.Callback):
 
 
 _ARGUMENTS = tuple(signature(LyapunovEarlyStopping).parameters)
-
-
-def warn_of_impatience(trainer: pl.Trainer, callback: Any) -> None:
-    """Warn of stock EarlyStopping that watches a key of ``callback`` and checks it more often than it is measured.
-
-    It takes an old value that it reads again for one that is no better. To be called when training starts, as only
-    then all intervals are known. For a measurement that the budget leaves out there is :func:`warn_of_skip`.
-    """
-    for stopper in trainer.callbacks:  # type: ignore[attr-defined]
-        if not _is_a(stopper, "EarlyStopping") or not _is_key(stopper.monitor, callback.prefix):
-            continue
-        checks, patience = _checks_per_measurement(trainer, callback, stopper), stopper.patience
-        if checks > 1 and patience < _FEWEST * checks:
-            interval = "every_n_epochs" if callback.every_n_train_steps is None else "every_n_train_steps"
-            rank_zero_warn(
-                f"EarlyStopping(monitor={stopper.monitor!r}, patience={patience}) is checked about {checks:.2g} times "
-                f"per measurement ({interval}={getattr(callback, interval)}) and takes each check in between for one "
-                f"without improvement. A patience of {patience} measurements is "
-                f"patience={math.ceil(patience * checks)}; or use {_ours_for(stopper, callback)}, which counts "
-                "measurements.",
-                stacklevel=3,
-            )
-
-
-def warn_of_skip(trainer: pl.Trainer, callback: Any) -> bool:
-    """Warn of stock EarlyStopping and ModelCheckpoint that will take an old value of our keys for a new one.
-
-    To be called at the first measurement of a fit that ``max_overhead`` leaves out.
-
-    Args:
-        trainer: Whose callbacks they are.
-        callback: The one that measures, with its ``prefix`` and ``max_overhead``.
-
-    Returns:
-        Whether there was one to warn of.
-    """
-    warned = False
-    for other in trainer.callbacks:  # type: ignore[attr-defined]
-        is_stopper = _is_a(other, "EarlyStopping")
-        if not (is_stopper or _is_a(other, "ModelCheckpoint")) or not _is_key(other.monitor, callback.prefix):
-            continue
-        if is_stopper:
-            name = f"EarlyStopping(monitor={other.monitor!r}, patience={other.patience})"
-            harm = "which takes a value that it reads again for one without improvement"
-            instead = f"{_ours_for(other, callback)} in its place counts measurements; "
-        else:
-            name, instead = f"ModelCheckpoint(monitor={other.monitor!r})", ""
-            harm = "which ranks weights by the last value known, that of older ones"
-        warned = True
-        rank_zero_warn(
-            f"A measurement was left out to stay within max_overhead={callback.max_overhead}, and more may follow. "
-            f"{name} watches what is measured, {harm}. {instead}max_overhead=None leaves no measurement out, a larger "
-            "share fewer.",
-            stacklevel=3,
-        )
-    return warned
-
-
-def _ours_for(stopper: Any, callback: Any) -> str:
-    """What stands in for stock EarlyStopping, as it is written."""
-    mode, prefix = getattr(stopper, "mode", "min"), callback.prefix
-    options = f", mode={mode!r}" * (mode != "min") + f", prefix={prefix!r}" * (prefix != "lyapunov")
-    return f"LyapunovEarlyStopping(monitor={stopper.monitor!r}, patience={stopper.patience}{options})"
-
-
-def _checks_per_measurement(trainer: pl.Trainer, callback: Any, stopper: Any) -> float:
-    """How often EarlyStopping checks from one measurement to the next; not above 1 where that is not known."""
-    batches, interval, every = trainer.num_training_batches, trainer.val_check_batch, trainer.check_val_every_n_epoch
-    if getattr(stopper, "_check_on_train_epoch_end", True):
-        checks = 1.0  # an epoch
-    elif not trainer.enable_validation or interval is None:
-        return 1.0
-    elif every is None:
-        checks = batches / interval
-    else:
-        checks = (batches // interval if math.isfinite(batches) else 1) / every
-    if callback.every_n_train_steps is not None:
-        updates = batches / trainer.accumulate_grad_batches
-        measurements = updates / callback.every_n_train_steps
-        return checks / measurements
-    return checks * callback.every_n_epochs if callback.every_n_epochs > 1 else 1.0  # else it measures at each check
-
-
-def _is_chaotic_and_explodes(measurement: Measurement) -> bool:
-    """Chaos that training does not live with: mild chaos is common in networks that do well."""
-    return is_chaotic(measurement) and explodes(measurement)
-
-
-def _is_a(thing: object, name: str) -> bool:
-    """Whether it is of a class of this name, from whichever of the two Lightning packages."""
-    return any(kind.__name__ == name for kind in type(thing).__mro__)
-
-
-def _is_key(key: str | None, prefix: str) -> bool:
-    """Whether a LyapunovSpectrumCallback of this prefix logs such a key."""
-    name = None if key is None else name_of(key, prefix)
-    if name is None:
-        return False
-    name = current_name(name)
-    is_of_a_layer = name.endswith("/max") and not name.startswith("aelle/")
-    return name in (*MEASURED, *ON_REQUEST, *SCORED) or is_of_a_layer
 
 
 def _listed(names: Iterable[str]) -> str:

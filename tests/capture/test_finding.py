@@ -315,7 +315,9 @@ def test_cell_inside_a_scripted_model_is_out_of_sight() -> None:
 def test_architecture_is_that_of_torch_or_the_names_of_classes() -> None:
     assert architecture_of([nn.GRU(3, 4), nn.GRUCell(3, 4)]) == "gru"
     assert architecture_of([Normalised()]) == "Normalised"
-    assert architecture_of([nn.RNN(3, 4), nn.RNN(3, 4, nonlinearity="relu"), nn.RNNCell(3, 4)]) == "rnn"
+    assert architecture_of([nn.RNN(3, 4), nn.RNNCell(3, 4)]) == "rnn"
+    assert architecture_of([nn.RNN(3, 4, nonlinearity="relu"), nn.RNNCell(3, 4, nonlinearity="relu")]) == "rnn_relu"
+    assert architecture_of([nn.RNN(3, 4), nn.RNN(3, 4, nonlinearity="relu")]) == "RNN"
     assert architecture_of([nn.GRU(3, 4), nn.LSTM(3, 4)]) == "GRU+LSTM"
     assert architecture_of([Liquid(), LiquidCell()]) == "Liquid+LiquidCell"
     assert architecture_of([Handed(3, 4)]) == "lstm" and architecture_of([Anew()]) == "gru"

@@ -26,8 +26,6 @@ KNOWN = {
     "aelle": {"engine", "files"},
 }  # fmt: skip
 """All that the lower rooms know."""
-EXCEPTIONS = {("figures/latent.py", "bank")}
-"""The map of networks is drawn from the bank's points. (The demo, which imports it too, stands above it.)"""
 ABOVE_THE_BANK = {"demo", "cli", "__main__"}
 
 
@@ -75,17 +73,14 @@ def test_imports_point_down(room: str) -> None:
     below = set(ROOMS[: ROOMS.index(room)])
     for module in modules():
         if room_of(module) == room:
-            name = module.relative_to(PACKAGE).as_posix()
-            allowed = {other for path, other in EXCEPTIONS if path == name}
-            assert rooms_known(module) <= KNOWN.get(room, below) | allowed, name
+            assert rooms_known(module) <= KNOWN.get(room, below), module
 
 
 def test_nothing_that_runs_in_a_training_imports_the_bank() -> None:
-    """But for exactly what is named."""
     knowing = {
         (module.relative_to(PACKAGE).as_posix(), "bank") for module in modules() if "bank" in rooms_known(module)
     }
-    assert {pair for pair in knowing if room_of(PACKAGE / pair[0]) not in ABOVE_THE_BANK} == EXCEPTIONS
+    assert {pair for pair in knowing if room_of(PACKAGE / pair[0]) not in ABOVE_THE_BANK} == set()
     assert ("demo.py", "bank") in knowing
 
 
@@ -120,7 +115,7 @@ def test_the_engine_has_no_circle(by_room: bool) -> None:
     assert len(order) == len(set(order)) > 15
 
 
-FOUNDATIONS = {"chain", "statistics", "orthonormal", "precision", "maps"}
+FOUNDATIONS = {"chain", "statistics", "orthonormal", "precision", "maps", "visited"}
 MIDDLE = {"sequences", "frames", "tangent", "spectrum", "isolation", "trajectory"}
 
 

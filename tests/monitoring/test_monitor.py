@@ -412,6 +412,46 @@ def test_the_scorer_is_told_the_skill_that_the_metric_amounts_to() -> None:
     assert monitor.history[-1].metrics["aelle/performance"] == 0.5
 
 
+def test_the_scorer_is_told_what_is_free_to_know() -> None:
+    """Of a warm-up by hand, and of a gradient that is clipped."""
+    scorer, model = Attentive(), seeded()
+    optimizer = torch.optim.RMSprop(model.parameters(), 1e-3)
+    monitor, norms = whole(model, scorer=scorer, optimizer=optimizer), []
+    for step in range(3):
+        optimizer.param_groups[0]["lr"] = 1e-3 * step / 10
+        with monitor.record():
+            loss = model(batch()).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-9))
+        optimizer.step()
+        spectrum = monitor.measure(step, gradient_norm=norms[-1])
+        heard = scorer.heard[-1]
+        assert (heard["learning_rate"], heard["adaptive"], heard["steps"]) == (pytest.approx(1e-3), True, STEPS)
+        assert (heard["state_mean"], heard["state_spread"]) == (spectrum.state_mean, spectrum.state_spread)  # type: ignore[union-attr]
+        assert heard["gradient_norm"] == float(norms[-1]) > 1e-9
+    monitor.measure(3)
+    assert scorer.heard[-1]["gradient_norm"] is None
+
+
+def test_without_an_optimiser_its_rate_is_not_known() -> None:
+    scorer, model = Attentive(), seeded()
+    watched(whole(model, scorer=scorer), model, batch())
+    assert scorer.heard[-1]["learning_rate"] is scorer.heard[-1]["adaptive"] is None
+
+
+def test_of_several_optimisers_that_of_the_layer_counts() -> None:
+    scorer, model = Attentive(), seeded()
+    several = [torch.optim.Adam(model.out.parameters(), 0.1), torch.optim.SGD(model.rnn.parameters(), 0.2)]
+    watched(whole(model, scorer=scorer, optimizer=several), model, batch())
+    assert (scorer.heard[-1]["learning_rate"], scorer.heard[-1]["adaptive"]) == (pytest.approx(0.2), False)
+
+
+def test_what_is_no_optimiser_is_refused() -> None:
+    with pytest.raises(ValueError, match="optimizer must be one of torch's optimisers, or a list of them; got float"):
+        LyapunovMonitor(seeded(), optimizer=1e-3)
+
+
 def test_the_general_scorer_is_not_told_a_metric_of_unknown_range() -> None:
     model = seeded()
     monitor = whole(model, scorer="general")

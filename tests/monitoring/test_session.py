@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_lyapunov import lyapunov_spectrum
 from lightning_lyapunov.monitoring.budget import Budget, Plan
 from lightning_lyapunov.monitoring.clock import Clock
+from lightning_lyapunov.monitoring.facts import Facts
 from lightning_lyapunov.monitoring.layers import Layers
 from lightning_lyapunov.monitoring.notices import Notices
 from lightning_lyapunov.monitoring.options import Options
@@ -70,7 +71,7 @@ def test_figures_are_those_of_the_spectrum_by_hand() -> None:
 def test_a_measurement_is_kept_with_where_it_comes_from() -> None:
     watch = Watch(layer(), num_sequences=4, num_steps=16)
     watch.see(batch(), "validation")
-    watch.measure(7, "validation", epoch=2, performance=0.25)
+    watch.measure(7, "validation", epoch=2, facts=Facts(performance=0.25))
     (kept,) = watch.history
     assert (kept.step, kept.epoch, kept.source, kept.reached) == (7, 2, "validation", 0.25)
     assert (kept.sequences, kept.steps, kept.seen, kept.length) == (4, 16, ROWS, STEPS)

@@ -10,10 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from made import course, history, layer, measured, of_an_older_version
+from made import course, history, layer, measured, of_an_older_version, rates_of
 
-from lightning_lyapunov.reading import Finding, findings, news, verdict
+from lightning_lyapunov.reading import Finding, findings, news, rates, state_of
 from lightning_lyapunov.reading.history import History, Measurement
+
+
+@pytest.fixture(autouse=True)
+def rated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every concern was right in nine of ten networks, so all are warnings, whatever the bank says today."""
+    monkeypatch.setattr(rates, "shipped", rates_of)
 
 
 def states(found: Sequence[Finding]) -> set[str]:
@@ -50,7 +56,7 @@ TOP = {
         (measured(-0.15), "good"),
         (measured(-0.15, settled=False), "good"),
         (measured(-0.2), "warning"),
-        (measured(-0.2, step=0, epoch=0), "note"),
+        (measured(-0.2, step=0, epoch=0), "warning"),
         (measured(-1.05), "warning"),
         (measured(-math.inf), "warning"),
         (measured(0.0, 0.1, gain=0.0, gain_error=5.0), "note"),
@@ -63,7 +69,7 @@ TOP = {
 )
 def test_one_thing_is_said_of_the_state_and_it_is_that_of_the_verdict(made: Measurement, level: str) -> None:
     found = findings(history(made))
-    state = verdict([made])
+    state = state_of([made])
     assert states(found) & TOP == {state}
     assert of(found, state).level == level
 
@@ -88,7 +94,8 @@ def test_chaos_is_told_in_figures_with_since_when_and_what_to_do() -> None:
     assert text == (
         "The largest exponent is +0.13 ± 0.02 nats/step and has been above 0 beyond its error since epoch 2: the "
         "network is chaotic, and over your 64 steps a gradient grows 4,100-fold in a typical sequence (at most "
-        "11,000-fold). Lower the recurrent gain or the learning rate, or clip gradients."
+        "11,000-fold). Lower the recurrent gain or the learning rate, or clip gradients. Of 100 networks told this "
+        "before the first update, 10 % learnt their task within 1,000,000,000."
     )
     assert "since before the first update" in of(findings(course(0.1, 0.2)), "chaotic").text
 
@@ -288,6 +295,20 @@ def test_the_scorer_is_quoted_as_far_as_it_knows(change: dict[str, float], expec
 def test_prediction_tells_interval_baseline_and_what_is_reached() -> None:
     text = of(now(-0.05, scores=SCORES, reached=0.55), "prediction").text
     assert all(told in text for told in ("0.82", "0.70 to 0.90", "0.60", "0.55 is reached"))
+
+
+@pytest.mark.parametrize(
+    ("speaks", "state", "told", "silent"),
+    [
+        ("", "prediction_is_baseline", "tells nothing", "adds to"),
+        ("failure", "prediction", "adds to whether it fails; of its rank", "tells nothing"),
+        ("rank, failure, takeoff", "prediction", "whether it fails and whether it takes off.", "as much"),
+    ],
+)
+def test_the_sentence_says_of_what_the_spectrum_speaks(speaks: str, state: str, told: str, silent: str) -> None:
+    text = of(now(-0.05, scores=SCORES, speaks=speaks), state).text
+    assert told in text
+    assert silent not in text
 
 
 # ------------------------------------------------------------------ movement

@@ -215,11 +215,37 @@ def test_two_processes_read_the_metric_together(tmp_path: Path) -> None:
     assert said == [(pytest.approx(1 / 6), [None, 0.5, 0.5]), (pytest.approx(1 / 6), [])], said
 
 
+class Norms(pl.Callback):
+    """The norm of each gradient, which ranks have averaged by then."""
+
+    def __init__(self) -> None:
+        self.all: list[float] = []
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        self.all.append(float(torch.cat([p.grad.flatten() for p in pl_module.parameters()]).norm()))
+
+
+def told_of_optimiser(rank: int, world: int) -> tuple[list[float], list[list[Any]]]:
+    oracle, norms = Oracle(), Norms()
+    ddp(world, measuring(scorer=oracle), norms, gradient_clip_val=1e-3).fit(
+        seeded(Regressor), batches(16, rank), batches(8, 10 + rank)
+    )
+    return norms.all, [[told[name] for told in oracle.told] for name in ("learning_rate", "gradient_norm")]
+
+
+def test_rank_zero_tells_the_rate_and_the_gradient_of_all_ranks(tmp_path: Path) -> None:
+    (first, told), (second, nothing) = on_ranks(2, told_of_optimiser, tmp_path)
+    assert first == pytest.approx(second) and nothing == [[], []]
+    rates, norms = told
+    assert rates == [pytest.approx(1e-2)] * len(rates) and len(rates) == 3
+    assert norms == [None, *(pytest.approx(first[n], rel=1e-5) for n in (len(first) // 2 - 1, len(first) - 1))]
+
+
 # ------------------------------------------------------------------ training is as it was, and ends together
 
 
 def stop_when_chaotic(rank: int, world: int) -> dict[str, Any]:
-    stopper = LyapunovEarlyStopping("chaotic", patience=2)
+    stopper = LyapunovEarlyStopping("chaotic", patience=2, min_updates=0)
     model = seeded(lambda: Regressor(nn.RNN(3, 32, batch_first=True), lr=0.0))
     nn.init.normal_(model.rnn.weight_hh_l0, std=4 / 32**0.5, generator=torch.Generator().manual_seed(0))
     fit = ddp(world, stopper, measuring(), max_epochs=10)

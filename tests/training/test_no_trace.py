@@ -199,7 +199,9 @@ def _bits(values: Tensor) -> bytes:
 def ours(case: Case, path: Path) -> list[pl.Callback]:
     """All that this package brings to a run, with a stopper that never stops."""
     dressed = {"figures": True, "report": str(path)} if case["pictures"] else {"figures": False}
-    never = LyapunovEarlyStopping(CONDITIONS, monitor="lyapunov/max", patience=10**6, before_training=True)
+    never = LyapunovEarlyStopping(
+        CONDITIONS, monitor="lyapunov/max", patience=10**6, min_updates=0, before_training=True
+    )
     whole = {"max_overhead": None, "k": None, "growth": case["growth"], "prog_bar": True}
     module = "rnn" if case["cell"] == "own" else None
     return [LyapunovSpectrumCallback(module, **whole, **dressed), never]

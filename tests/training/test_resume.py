@@ -105,7 +105,7 @@ class Run:
         }
         self.model, self.ours = Regressor(nn.LSTM(3, 6, batch_first=True)), LyapunovSpectrumCallback(**options)
         self.stopper = LyapunovEarlyStopping(
-            ["chaotic", "converged"], monitor="lyapunov/floored", patience=99, before_training=True
+            ["chaotic", "converged"], monitor="lyapunov/floored", patience=99, min_updates=0, before_training=True
         )
         self.validations = Validations()
         self.trainer = trainer(
@@ -235,13 +235,13 @@ def test_the_first_epoch_after_a_resume_measures_in_any_case(
 @pytest.mark.parametrize("patience", [1, 3])
 def test_a_stopper_goes_on_in_the_middle_of_its_patience(patience: int, tmp_path: Path) -> None:
     """Oracle: one that was not broken off. Its third chaotic measurement is at update 16, whatever came between."""
-    stopper = LyapunovEarlyStopping("chaotic", monitor="lyapunov/max", patience=patience)
+    stopper = LyapunovEarlyStopping("chaotic", monitor="lyapunov/max", patience=patience, min_updates=0)
     fit = trainer(Scripted([-0.5, -0.5, 0.2], scorer=None), stopper, max_epochs=2)
     fit.fit(Regressor(), loader(), loader())
     fit.save_checkpoint(tmp_path / "c.ckpt")
     assert (stopper.reason is not None) == (patience == 1)
 
-    again = LyapunovEarlyStopping("chaotic", monitor="lyapunov/max", patience=patience)
+    again = LyapunovEarlyStopping("chaotic", monitor="lyapunov/max", patience=patience, min_updates=0)
     fit = trainer(Scripted([0.2], scorer=None), again, max_epochs=8)
     fit.fit(Regressor(), loader(), loader(), ckpt_path=tmp_path / "c.ckpt")
     assert fit.global_step == {1: 12, 3: 16}[patience]  # one that had stopped goes on until its next measurement
@@ -458,7 +458,10 @@ LEFT_OUT = object()
 @pytest.mark.parametrize("by", [LEFT_OUT, None, "x", -1, [], {}, torch.zeros(2)], ids=lambda by: type(by).__name__)
 def test_no_entry_of_a_state_is_relied_on(by: Any) -> None:
     """Whichever is missing or of another kind: it loads, goes on, and can be saved again."""
-    ours, stopper = LyapunovSpectrumCallback(scorer=None), LyapunovEarlyStopping("converged", monitor="lyapunov/max")
+    ours, stopper = (
+        LyapunovSpectrumCallback(scorer=None),
+        LyapunovEarlyStopping("converged", monitor="lyapunov/max", min_updates=0),
+    )
     for measurement in (measured(step, 3, layers=2, keys=2) for step in range(5)):
         ours.history.append(measurement)
         stopper._decide(ours.history)
@@ -469,7 +472,7 @@ def test_no_entry_of_a_state_is_relied_on(by: Any) -> None:
         warnings.simplefilter("ignore")
         for _, state in spoiled(states, by):
             again = LyapunovSpectrumCallback(scorer=None)
-            stopping = LyapunovEarlyStopping("converged", monitor="lyapunov/max")
+            stopping = LyapunovEarlyStopping("converged", monitor="lyapunov/max", min_updates=0)
             if "callback" in state:
                 again.load_state_dict(state["callback"])
             if "stopper" in state:

@@ -149,7 +149,7 @@ def test_early_stopping_on_a_score_reads_that_of_the_current_weights(check: dict
 @pytest.mark.parametrize(
     ("layer", "architecture", "hidden_size"),
     [
-        (nn.RNN(3, 5, nonlinearity="relu", batch_first=True), "rnn", 5),
+        (nn.RNN(3, 5, nonlinearity="relu", batch_first=True), "rnn_relu", 5),
         (nn.GRU(3, 4, num_layers=2, bidirectional=True, batch_first=True), "gru", 4),
         (nn.LSTM(3, 7, batch_first=True), "lstm", 7),
         (nn.RNNCell(3, 6), "rnn", 6),
@@ -442,19 +442,31 @@ def test_lightning_cli_takes_a_scorer_by_name(
     not files("lightning_lyapunov").joinpath("aelle/weights/general.safetensors").is_file(),
     reason="the weights of the general scorer are not in this checkout",
 )
-def test_the_general_scorer_scores_a_run() -> None:
+def test_the_general_scorer_scores_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: the scorer called by hand with what is known of the run."""
+    score, heard = AeLLEScorer.score, []
+
+    def listening(self: AeLLEScorer, spectrum: LyapunovSpectrum, **told: Any) -> AeLLEScore:
+        heard.append(told)
+        return score(self, spectrum, **told)
+
+    monkeypatch.setattr(AeLLEScorer, "score", listening)
     pl.seed_everything(0)
     rnn = nn.LSTM(3, 32, batch_first=True)
     ours = LyapunovSpectrumCallback(max_overhead=None, performance="val_loss", performance_range=(1.0, 0.0))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*familiarity is")
         fit = trainer(ours)
-        fit.fit(Regressor(rnn), loader(), loader())
+        fit.fit(Regressor(rnn, lr=2e-3), loader(steps=12), loader())
     skill = min(max(1 - float(fit.callback_metrics["val_loss"]), 0.0), 1.0)
-    by_hand = AeLLEScorer.from_pretrained().score(
-        ours.spectrum, architecture="lstm", hidden_size=32, updates=8, performance=skill
-    )
+    known: dict[str, Any] = {
+        "architecture": "lstm", "hidden_size": 32, "updates": 8, "performance": pytest.approx(skill),
+        "learning_rate": pytest.approx(2e-3), "adaptive": True, "state_mean": ours.spectrum.state_mean,
+        "state_spread": ours.spectrum.state_spread, "steps": 12,
+    }  # fmt: skip
+    gradient = heard[-1].pop("gradient_norm")
+    assert heard[-1] == known and gradient > 0
+    by_hand = score(AeLLEScorer.from_pretrained(), ours.spectrum, **heard[-1], gradient_norm=gradient)
     metrics = ours.history[-1].metrics
     for key, field in KEYS.items():
         assert 0 <= metrics[f"aelle/{key}"] <= 1

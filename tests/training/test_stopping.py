@@ -16,16 +16,25 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from made import history as history_of
 from made import measured as made_by_hand
-from made import of_an_older_version
+from made import of_an_older_version, rates_of
 
 from lightning_lyapunov import LyapunovSpectrumCallback
 from lightning_lyapunov.names import MEASURED, SCORED, key_of
+from lightning_lyapunov.reading import rates
 from lightning_lyapunov.reading.history import History, Measurement
-from lightning_lyapunov.training.stopping import LyapunovEarlyStopping, warn_of_impatience, warn_of_skip
+from lightning_lyapunov.training.stock import warn_of_impatience, warn_of_skip
+from lightning_lyapunov.training.stopping import LyapunovEarlyStopping
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*num_workers.*", "ignore:.*log_every_n_steps.*", "ignore:.*LeafSpec.*", "ignore:.*val_dataloader.*"
 )
+
+
+@pytest.fixture(autouse=True)
+def rated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All conditions count as they stand, from the first update on, whatever the bank says today."""
+    monkeypatch.setattr(rates, "shipped", rates_of)
+
 
 Script = Sequence[float | dict[str, float]]
 
@@ -124,10 +133,11 @@ def test_chaos_of_the_initial_network_counts_if_asked(before_training: bool, upd
 
 
 def test_stops_when_collapsed() -> None:
+    """Oracle: over 12 steps 3.4 nats a step are 40.8 in all."""
     stopper = LyapunovEarlyStopping("collapsed", patience=2)
-    assert stopped(stopper, [-0.1, -0.9, -1.5, -1.5]) == 12
-    assert stopper.reason.startswith("collapsed: the largest exponent is -1.50")
-    assert stopped(LyapunovEarlyStopping("collapsed", patience=2), [-0.1, -1.01]) == 32  # not beyond its error
+    assert stopped(stopper, [-0.1, -3.3, -3.4, -3.4]) == 12
+    assert stopper.reason.startswith("collapsed: the largest exponent is -3.40")
+    assert stopped(LyapunovEarlyStopping("collapsed", patience=2), [-0.1, -3.3]) == 32  # 39.6
 
 
 def test_stops_when_the_spectrum_agrees_with_as_many_before_as_patience_says() -> None:
@@ -685,3 +695,92 @@ def test_a_key_that_was_renamed_still_works_with_one_warning(prefix: str) -> Non
 def test_keys_that_no_measurement_logs_are_refused(monitor: str) -> None:
     with pytest.raises(ValueError, match="must be a key measured"):
         LyapunovEarlyStopping(monitor=monitor)
+
+
+# ------------------------------------------------------------------ what the bank says of it
+
+
+RULES = [
+    ["chaotic", "", 8, 5.0, 40, 38, 1, 0, 39],
+    ["chaotic", "at chance", 8, 2.0],
+    ["converged", "", None, 0.0],
+    ["converged", "known", 4, 0.98, 50, 0, 50, 50, 46],
+]
+
+
+@pytest.fixture
+def from_update_eight(monkeypatch: pytest.MonkeyPatch) -> None:
+    contents = rates_of(until=800, longest=64, stops=RULES)
+    monkeypatch.setattr(rates, "shipped", lambda: contents)
+
+
+def at(*steps: int, **known: Any) -> History:
+    return history_of(*(made_by_hand(**{"top": 0.2, "length": 64, "step": step} | known) for step in steps))
+
+
+def reason(history: History, **options: Any) -> str | None:
+    """Why it stops at the last measurement, of chaos or convergence, three in a row."""
+    stopper = LyapunovEarlyStopping(["chaotic", "converged"], **options)
+    return [stopper._decide(history_of(*list(history)[: i + 1])) for i in range(len(history))][-1]
+
+
+@pytest.mark.usefixtures("from_update_eight")
+@pytest.mark.parametrize(
+    ("history", "stops"),
+    [
+        (at(8, 9, 10), True),
+        (at(7, 8, 9), False),  # that at 7 does not count
+        (at(8, 9, 10, gain=4.9), False),  # not by as much as is asked for
+        (at(8, 9, 10, gain=4.9, skill=0.0), True),  # at chance less will do
+        (at(8, 9, 10, skill=0.1), False),  # it learns
+        (at(8, 9, 10, top=-0.1), False),
+        (at(8, 9, 10, 11, top=-0.1), False),  # whether it has converged nobody can tell
+        (at(8, 9, 10, 11, top=-0.1, skill=0.97), False),
+        (at(8, 9, 10, 11, top=-0.1, skill=0.98), True),
+        (at(8, 9, 10, top=-0.1, skill=0.98), False),
+    ],
+)
+def test_conditions_count_from_when_and_from_how_much_the_bank_says(history: History, stops: bool) -> None:
+    assert (reason(history) is not None) == stops
+
+
+@pytest.mark.usefixtures("from_update_eight")
+def test_the_reason_tells_how_often_it_is_right() -> None:
+    told = "of 40 runs of the bank that were ended so, 2.5 % would have come above a skill of 0.5."
+    assert str(reason(at(8, 9, 10))).endswith(f"at 3 measurements in a row; {told}")
+    learnt = reason(at(8, 9, 10, 11, top=-0.1, skill=0.99))
+    assert str(learnt).endswith("; of 50 runs of the bank that were ended so, 92 % lost no more than 0.02 of skill.")
+    for other in (
+        reason(at(798, 799, 801)),  # longer than the runs of the bank
+        reason(at(8, 9, 10, length=65)),
+        reason(at(8, 9, 10, skill=0.0)),  # too few were ended
+        reason(at(8, 9), patience=2),
+        reason(at(8, 9, 10), min_updates=3),
+        reason(at(8, 9, 10), probability=0.8),
+    ):
+        assert other is not None and "bank" not in other
+
+
+@pytest.mark.usefixtures("from_update_eight")
+def test_least_updates_of_the_users_own_take_the_place_of_what_the_bank_says() -> None:
+    assert reason(at(4, 5, 6, gain=3.0, skill=0.5), min_updates=4) is not None
+    assert reason(at(3, 4, 5, gain=3.0), min_updates=4) is None
+    assert str(reason(at(4, 5, 6, 7, top=-0.1), min_updates=4)).startswith("converged: ")
+    with pytest.raises(ValueError, match="min_updates must be at least 0, or None; got -1"):
+        LyapunovEarlyStopping("chaotic", min_updates=-1)
+
+
+@pytest.mark.usefixtures("from_update_eight")
+@pytest.mark.parametrize(
+    ("conditions", "options", "warns"),
+    [("converged", {}, True), ("chaotic", {}, False), ("converged", {"min_updates": 0}, False)],
+)
+def test_what_will_end_nothing_is_told(conditions: Any, options: dict[str, Any], warns: bool, recwarn: Any) -> None:
+    stopped(LyapunovEarlyStopping(conditions, **options), [-0.1], max_epochs=1)
+    told = [str(w.message) for w in recwarn if "ends no run here" in str(w.message)]
+    text = (
+        "LyapunovEarlyStopping: 'converged' ends no run here: on the bank it was wrong too often where the skill so "
+        "far is not known (performance, performance_range). With min_updates it counts nevertheless, from that "
+        "update on."
+    )
+    assert told == [text] * warns

@@ -10,8 +10,8 @@ outcome is a scale rather than learnt or not learnt. And inputs and targets are 
 one task suits the others.
 """
 
-from lightning_lyapunov.bank.tasks.table import SET_ASIDE, TASKS
+from lightning_lyapunov.bank.tasks.table import CURRENT, SET_ASIDE, TASKS
 from lightning_lyapunov.bank.tasks.task import Batch, Task, loss, metric
 from lightning_lyapunov.bank.tasks.text import text_sha256
 
-__all__ = ["SET_ASIDE", "TASKS", "Batch", "Task", "loss", "metric", "text_sha256"]
+__all__ = ["CURRENT", "SET_ASIDE", "TASKS", "Batch", "Task", "loss", "metric", "text_sha256"]

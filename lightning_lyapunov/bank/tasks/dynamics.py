@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
-from lightning_lyapunov.bank.tasks.sequences import HELD_OUT, windows
+from lightning_lyapunov.bank.tasks.sequences import HELD_OUT, delayed, followed_by_nothing, windows
 from lightning_lyapunov.bank.tasks.task import Batch
 
 Series = Callable[[], Tensor]
@@ -30,15 +30,20 @@ def forecast(
     horizon: int,
     noise: float = 0.0,
     warmup: int = 4,
+    wait: int = 0,
 ) -> Batch:
     """The first variable of a system is observed with noise; its true value ``horizon`` steps ahead is asked.
 
-    The first steps are not asked, as nothing can be known from so short a past.
+    The first steps are not asked, as nothing can be known from so short a past. After a ``wait``, in which only noise
+    comes in, the value ``horizon`` steps after the last observation is asked alone.
     """
     window = windows(series(), steps + horizon, batch, generator, held_out)[..., :1]
     targets = window[horizon:].clone()
     targets[:warmup] = torch.nan
-    return Batch(window[:steps] + noise * torch.randn(steps, batch, 1, generator=generator), targets)
+    if wait:
+        targets = torch.cat((torch.full((steps + wait - 1, batch, 1), torch.nan), targets[-1:]))
+    seen = followed_by_nothing(window[:steps], wait)
+    return Batch(seen + noise * torch.randn(seen.shape, generator=generator), targets)
 
 
 def _standardised(series: Tensor) -> Tensor:
@@ -86,8 +91,8 @@ def mackey_glass(delay: int, dt: float = 0.25, spacing: int = 12) -> Tensor:
     lag = round(delay / dt)
     past = [0.5 + _start(1)] * (lag + 1)
     for _ in range((LENGTH + 200) * spacing):
-        delayed, now = past[-lag - 1], past[-1]
-        past.append(now + dt * (0.2 * delayed / (1 + delayed**10) - 0.1 * now))
+        before, now = past[-lag - 1], past[-1]
+        past.append(now + dt * (0.2 * before / (1 + before**10) - 0.1 * now))
     return _standardised(torch.stack(past[lag + 1 + 200 * spacing :: spacing]))
 
 
@@ -148,14 +153,17 @@ def _shipped(package: str, file: str) -> Path:
         ) from None
 
 
-def narma(batch: int, generator: Generator, held_out: bool, *, order: int, steps: int) -> Batch:
+def narma(batch: int, generator: Generator, held_out: bool, *, order: int, steps: int, late: int = 0) -> Batch:
     """Noise drives a system with a memory of some steps; its next output is asked. The past before the start is hidden.
+
+    It may be asked so many steps ``late``.
 
     Source: Atiya and Parlos, IEEE Transactions on Neural Networks 11 (2000) 697-709.
     """
     window = windows(_narma_series(order), steps, batch, generator, held_out)
     targets = window[..., 1:].clone()
     targets[:order] = torch.nan
+    targets = delayed(targets, late)
     return Batch(window[..., :1], targets)
 
 

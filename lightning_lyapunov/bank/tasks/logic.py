@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -60,3 +61,22 @@ def modular(batch: int, generator: Generator, held_out: bool, *, steps: int, mod
     bits = torch.randint(2, (steps, batch), generator=generator)
     targets = bits.cumsum(0).remainder(modulus).where(torch.arange(steps)[:, None] >= after, -1)
     return Batch(one_hot(bits, 2).float(), targets)
+
+
+def group(batch: int, generator: Generator, held_out: bool, *, steps: int, cards: int, after: int) -> Batch:
+    """Cards in a row stay, or the first two change places, or the first goes to the end; how do they lie?
+
+    Asked from some step on. The answer is the number of the order among all, sorted.
+
+    Source: the word problem of a group that does not commute, as in Merrill, Petty and Sabharwal, ICML (2024).
+    """
+    orders = list(itertools.permutations(range(cards)))
+    swapped = [orders.index((second, first, *rest)) for first, second, *rest in orders]
+    turned = [orders.index((*rest, first)) for first, *rest in orders]
+    after_move = torch.tensor([list(range(len(orders))), swapped, turned])
+    moves = torch.randint(3, (steps, batch), generator=generator)
+    states = [torch.zeros(batch, dtype=torch.long)]
+    for move in moves:
+        states.append(after_move[move, states[-1]])
+    targets = torch.stack(states[1:]).where(torch.arange(steps)[:, None] >= after, -1)
+    return Batch(one_hot(moves, 3).float(), targets)

@@ -9,7 +9,7 @@ import torch
 from torch import Generator
 from torch.nn.functional import one_hot
 
-from lightning_lyapunov.bank.tasks.sequences import at_the_end, delayed
+from lightning_lyapunov.bank.tasks.sequences import at_the_end, delayed, followed_by_nothing
 from lightning_lyapunov.bank.tasks.task import Batch
 
 
@@ -52,11 +52,20 @@ def adding(batch: int, generator: Generator, held_out: bool, *, steps: int) -> B
 
 
 def compare(
-    batch: int, generator: Generator, held_out: bool, *, delay: int, distraction: float, noise: float, hold: int = 2
+    batch: int,
+    generator: Generator,
+    held_out: bool,
+    *,
+    delay: int,
+    distraction: float,
+    noise: float,
+    hold: int = 2,
+    wait: int = 0,
 ) -> Batch:
     """Two stimuli, each held for some noisy steps, with a delay between them; their difference is asked.
 
-    A second line tells stimuli from what else may come in during the delay.
+    A second line tells stimuli from what else may come in during the delay. The answer may come after a ``wait`` of so
+    many steps in which only noise comes in.
 
     Source: vibrotactile discrimination, Romo, Brody, Hernández and Lemus, Nature 399 (1999) 470-473.
     """
@@ -66,8 +75,9 @@ def compare(
     present[:hold] = present[-hold:] = 1
     level = distraction * (torch.rand(steps, batch, generator=generator) * 2 - 1)
     level[:hold], level[-hold:] = stimuli
-    level += noise * torch.randn(steps, batch, generator=generator)
-    targets = torch.full((steps, batch, 1), torch.nan)
+    level, present = followed_by_nothing(level, wait), followed_by_nothing(present, wait)
+    level += noise * torch.randn(level.shape, generator=generator)
+    targets = torch.full((steps + wait, batch, 1), torch.nan)
     targets[-1, :, 0] = (stimuli[0] - stimuli[1]) * math.sqrt(1.5)  # variance 2/3 becomes 1
     return Batch(torch.stack((level, present), -1), targets)
 
@@ -93,8 +103,12 @@ def match(
     return Batch(inputs, targets)
 
 
-def order(batch: int, generator: Generator, held_out: bool, *, steps: int, marks: int, distractors: int = 4) -> Batch:
+def order(
+    batch: int, generator: Generator, held_out: bool, *, steps: int, marks: int, distractors: int = 4, wait: int = 0
+) -> Batch:
     """Some marks of two kinds come in at random times among distractors; their order is asked at the end.
+
+    The end may come after a ``wait`` of so many steps in which only distractors come in.
 
     Source: temporal order, Hochreiter and Schmidhuber, Neural Computation 9 (1997) 1735-1780.
     """
@@ -102,28 +116,9 @@ def order(batch: int, generator: Generator, held_out: bool, *, steps: int, marks
     times = torch.randint(span - 1, (marks, batch), generator=generator) + span * torch.arange(marks)[:, None]
     kinds = torch.randint(2, (marks, batch), generator=generator)
     symbols = torch.randint(2, 2 + distractors, (steps, batch), generator=generator).scatter_(0, times, kinds)
+    symbols = torch.cat((symbols, torch.randint(2, 2 + distractors, (wait, batch), generator=generator)))
     answer = (kinds * 2 ** torch.arange(marks)[:, None]).sum(0)
-    return Batch(one_hot(symbols, 2 + distractors).float(), at_the_end(answer, steps))
-
-
-def associate(
-    batch: int, generator: Generator, held_out: bool, *, pairs: int, keys: int, values: int, delay: int
-) -> Batch:
-    """Pairs of a key and a value are shown, one a step; after a delay keys come back and their values are asked.
-
-    Source: associative retrieval, Ba, Hinton, Mnih, Leibo and Ionescu, NeurIPS (2016).
-    """
-    shown = torch.rand(keys, batch, generator=generator).argsort(0)[:pairs]
-    paired = torch.randint(values, (pairs, batch), generator=generator)
-    asked = torch.rand(pairs, batch, generator=generator).argsort(0)
-    steps = 2 * pairs + delay
-    inputs = torch.zeros(steps, batch, keys + values)
-    inputs[:pairs, :, :keys] = one_hot(shown, keys).float()
-    inputs[:pairs, :, keys:] = one_hot(paired, values).float()
-    inputs[-pairs:, :, :keys] = one_hot(shown.gather(0, asked), keys).float()
-    targets = torch.full((steps, batch), -1)
-    targets[-pairs:] = paired.gather(0, asked)
-    return Batch(inputs, targets)
+    return Batch(one_hot(symbols, 2 + distractors).float(), at_the_end(answer, steps + wait))
 
 
 def timing(batch: int, generator: Generator, held_out: bool, *, longest: int, delay: int, noise: float) -> Batch:
@@ -153,3 +148,33 @@ def winner(batch: int, generator: Generator, held_out: bool, *, steps: int) -> B
     targets = torch.full((steps, batch, 1), torch.nan)
     targets[-1, :, 0] = values.gather(0, bids.argmax(0, keepdim=True))[0]
     return Batch(torch.stack((bids, values), -1), targets)
+
+
+def product(batch: int, generator: Generator, held_out: bool, *, steps: int) -> Batch:
+    """Two of many numbers are marked, one in each half; their product is asked at the end.
+
+    Source: the multiplication problem, Hochreiter and Schmidhuber, Neural Computation 9 (1997) 1735-1780.
+    """
+    numbers = torch.rand(steps, batch, generator=generator).mul_(2).sub_(1).mul_(math.sqrt(3))
+    half = steps // 2
+    places = torch.randint(half, (2, batch), generator=generator) + torch.tensor([[0], [half]])
+    marks = torch.zeros(steps, batch).scatter_(0, places, 1.0)
+    targets = torch.full((steps, batch, 1), torch.nan)
+    targets[-1, :, 0] = numbers.gather(0, places).prod(0)
+    return Batch(torch.stack((numbers, marks), -1), targets)
+
+
+def nback(batch: int, generator: Generator, held_out: bool, *, steps: int, back: int, symbols: int) -> Batch:
+    """Is this symbol the one that came some steps ago? Asked at every step; every second time it is.
+
+    Source: Kirchner, Journal of Experimental Psychology 55 (1958) 352-358.
+    """
+    same = torch.rand(steps, batch, generator=generator) < 0.5
+    drawn = torch.randint(symbols, (steps, batch), generator=generator)
+    changes = torch.randint(1, symbols, (steps, batch), generator=generator).where(~same, 0)
+    shown = drawn[:back]
+    for time in range(back, steps):
+        shown = torch.cat((shown, (shown[time - back] + changes[time]).remainder(symbols)[None]))
+    targets = same.float()
+    targets[:back] = torch.nan
+    return Batch(one_hot(shown, symbols).float(), targets[..., None])

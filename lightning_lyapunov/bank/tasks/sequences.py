@@ -34,3 +34,8 @@ def at_the_end(labels: Tensor, steps: int) -> Tensor:
     targets = torch.full((steps, len(labels)), -1)
     targets[-1] = labels
     return targets
+
+
+def followed_by_nothing(inputs: Tensor, wait: int) -> Tensor:
+    """Inputs ``(T, ...)`` and ``wait`` steps of zeros."""
+    return torch.cat((inputs, inputs.new_zeros(wait, *inputs.shape[1:])))

@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import Generator, Tensor
 
-from lightning_lyapunov.bank.tasks.sequences import HELD_OUT, at_the_end
+from lightning_lyapunov.bank.tasks.sequences import HELD_OUT, at_the_end, followed_by_nothing
 from lightning_lyapunov.bank.tasks.task import Batch
 
 
@@ -37,7 +37,7 @@ def templates(
     curves = (_curves(classes, waves)[labels] * (phase[..., None] * orders).sin()).sum(-1)
     inside = (phase >= 0) & (phase <= 1)
     ramp = torch.linspace(-1, 1, steps)[:, None] * (2 * tilt - 1)
-    inputs = _followed_by_nothing((0.6 + 0.8 * scale) * curves * inside + 0.5 * ramp, wait)
+    inputs = followed_by_nothing((0.6 + 0.8 * scale) * curves * inside + 0.5 * ramp, wait)
     inputs = inputs + noise * torch.randn(inputs.shape, generator=generator)
     return Batch(inputs[..., None], at_the_end(labels, len(inputs)))
 
@@ -60,7 +60,7 @@ def digits(batch: int, generator: Generator, held_out: bool, *, pixels: int, noi
     split = len(images) - int(HELD_OUT * len(images))
     first, end = (split, len(images)) if held_out else (0, split)
     chosen = torch.randint(first, end, (batch,), generator=generator)
-    inputs = _followed_by_nothing(images[chosen].view(batch, -1, pixels).transpose(0, 1), wait)
+    inputs = followed_by_nothing(images[chosen].view(batch, -1, pixels).transpose(0, 1), wait)
     inputs = inputs + noise * torch.randn(inputs.shape, generator=generator)
     return Batch(inputs, at_the_end(labels[chosen], len(inputs)))
 
@@ -73,8 +73,3 @@ def _digit_images() -> tuple[Tensor, Tensor]:
     images, labels = load_digits(return_X_y=True)
     order = torch.randperm(len(labels), generator=Generator().manual_seed(0))
     return (torch.as_tensor(images, dtype=torch.float32)[order] - 5) / 6, torch.as_tensor(labels).long()[order]
-
-
-def _followed_by_nothing(inputs: Tensor, wait: int) -> Tensor:
-    """Inputs ``(T, ...)`` and ``wait`` steps of zeros."""
-    return torch.cat((inputs, inputs.new_zeros(wait, *inputs.shape[1:])))

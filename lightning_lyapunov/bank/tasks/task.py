@@ -57,6 +57,9 @@ class Task:
 
     sampler: Callable[[int, Generator, bool], Batch] = field(repr=False, compare=False)
 
+    updates: int = 800
+    """How long networks are trained on it in the bank."""
+
     def sample(self, batch: int, generator: Generator, *, held_out: bool = False) -> Batch:
         """Draw sequences.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import one_hot
 
-from lightning_lyapunov.bank.tasks.sequences import windows
+from lightning_lyapunov.bank.tasks.sequences import at_the_end, followed_by_nothing, windows
 from lightning_lyapunov.bank.tasks.task import Batch
 
 Source = Literal["prose", "code"]
@@ -51,10 +51,14 @@ def text_sha256(source: Source) -> str:
     return hashlib.sha256(text(source).encode()).hexdigest()
 
 
-def chars(batch: int, generator: Generator, held_out: bool, *, source: Source, steps: int) -> Batch:
-    """Characters of a text; the next one is asked at every step."""
+def chars(batch: int, generator: Generator, held_out: bool, *, source: Source, steps: int, wait: int = 0) -> Batch:
+    """Characters of a text; the next one is asked at every step.
+
+    Or only once, after a ``wait`` of so many steps in which nothing comes in.
+    """
     window = windows(_letters(source), steps + 1, batch, generator, held_out)[..., 0].long()
-    return Batch(one_hot(window[:-1], len(ALPHABETS[source])).float(), window[1:])
+    inputs = followed_by_nothing(one_hot(window[:-1], len(ALPHABETS[source])).float(), wait)
+    return Batch(inputs, at_the_end(window[-1], steps + wait) if wait else window[1:])
 
 
 @cache

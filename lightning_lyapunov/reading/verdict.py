@@ -1,0 +1,75 @@
+"""The verdict on a run, in a word: whether it is healthy, to be watched, or calls for action."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from lightning_lyapunov.reading.conditions import state_of
+from lightning_lyapunov.reading.history import History
+from lightning_lyapunov.reading.rates import may_matter
+from lightning_lyapunov.reading.rules import Finding, findings
+from lightning_lyapunov.reading.words import capital
+
+Word = Literal["healthy", "watch", "act"]
+WORDS: tuple[Word, ...] = get_args(Word)
+"""From best to worst; the place of each is what is logged of it."""
+TROUBLES = {
+    "saturated": "growth has driven every unit into saturation",
+    "collapsed": "the recurrence carries nothing",
+    "chaotic": "the network is chaotic, and gradients explode",
+    "growing": "gradients explode",
+    "forgetting": "nothing is carried from the first step of a sequence to the last",
+    "predicted_to_fail": "the scorer expects that the network never learns its task",
+    "layer_explodes": "gradients explode in layer {subject}",
+    "layer_died": "layer {subject} is dead",
+}
+"""What is wrong, in a clause, by the state of the finding."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A word on a run, and a sentence that gives the reason."""
+
+    word: Word
+    text: str
+
+    @property
+    def number(self) -> int:
+        """0 healthy, 1 watch, 2 act, as it is logged."""
+        return WORDS.index(self.word)
+
+    def __str__(self) -> str:
+        """Both, as ``act: The recurrence carries nothing: of 91 networks ...``."""
+        return f"{self.word}: {self.text}"
+
+
+def verdict(history: History) -> Verdict | None:
+    """What to make of a run at its newest measurement; None before the first.
+
+    ===========  ===============================================================================================
+    ``act``      a concern that in the bank was right in 95 % of networks or more: they did not learn their task
+    ``watch``    one that was right in 80 % or more; or one that the bank cannot tell of, as the run is longer than
+                 its runs or the case too rare there, unless it was a note when it last could; or a largest exponent
+                 that is not known
+    ``healthy``  none of these; concerns that were right less often are notes, and told as such
+    ===========  ===============================================================================================
+    """
+    if not len(history):
+        return None
+    concerns = [finding for finding in findings(history) if finding.is_concern]
+    for concern in concerns:  # the gravest come first
+        if concern.level != "note" or may_matter(concern.state, history[-1]):
+            return Verdict("act" if concern.level == "act" else "watch", _sentence(concern))
+    if state_of(history) == "unknown":
+        return Verdict("watch", "The largest exponent is not known, nor what happens to a gradient over a sequence.")
+    if concerns:
+        return Verdict("healthy", f"No more than a note: {_sentence(concerns[0], begins=False)}")
+    return Verdict("healthy", "Nothing was found that goes with failure.")
+
+
+def _sentence(concern: Finding, *, begins: bool = True) -> str:
+    """What is wrong, and how often that was right."""
+    trouble = TROUBLES[concern.state].format(subject=concern.subject)
+    known = "how often that is right is not known here" if concern.rate is None else str(concern.rate)
+    return f"{capital(trouble) if begins else trouble}: {known}."
