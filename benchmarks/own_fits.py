@@ -100,7 +100,7 @@ def slices(table: Table) -> list[Slice]:
         if most is not None:
             rows = np.sort(np.random.default_rng(len(found)).permutation(rows)[:most])
         if np.ptp(spread[rows]) >= LEAST_SPREAD:
-            found.append(Slice(kind, f"{name}, update {when}", rows))
+            found.append(Slice(kind, f"{kind}: {name}, update {when}", rows))
 
     for i, task in enumerate(sorted(set(tasks))):
         when = UPDATES[i // 2 % 2]

@@ -394,3 +394,15 @@ def test_a_card_says_what_the_scorer_was_fitted_on(monkeypatch: pytest.MonkeyPat
     families, tasks = ["adding", "compare", "mackey"], ["adding-20", "compare-8", "mackey-wait"]
     assert said == {"name": "general", "families": families, "tasks": tasks, "networks": 72, "bank": "digest"}
     assert how == {"members": 3, "folds": 4, "seed": 0} and len(examples) == 288
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/scorer.md"])
+def test_what_it_is_worth_is_told_in_the_words_of_the_report(name: str) -> None:
+    root = Path(__file__).parents[1]
+
+    def words(path: Path, begin: str, end: str) -> list[str]:
+        return path.read_text("utf-8").split(begin)[1].split(end)[0].split()
+
+    report = words(root / "docs" / "bank-report.md", "## What to trust", "![")
+    assert len(report) > 100
+    assert words(root / name, "<!-- report: begin -->", "<!-- report: end -->") == report

@@ -29,7 +29,7 @@ REPORTED = (0, 10, 40, 80, 160)
 """Updates that figures are given for: before training, early in the first epoch of 40, after one, two and four."""
 RATE = 3
 """The rung of cell, size and learning rate."""
-IN_USE = "initialisations in use: gain 0.3 to 2.5, rate 1e-3 to 1e-2 (SGD: ten times that)"
+IN_USE = "those with gain 0.3 to 2.5, rate 1e-3 to 1e-2 (SGD: ten times that)"
 
 
 def _sees(*names: str) -> Tensor:
@@ -65,7 +65,6 @@ class Page:
         scorer: The general one, fitted on all rows that choices rest on.
         by_family: What was said of these rows, families left out.
         by_cell: The same, kinds of cell left out.
-        by_size: The same, sizes left out.
         more: Further parts of the bank that the general scorer was not fitted on, by title.
     """
 
@@ -74,10 +73,9 @@ class Page:
         scorer: AeLLEScorer,
         by_family: Comparison,
         by_cell: Comparison,
-        by_size: Comparison,
         more: Mapping[str, Comparison],
     ) -> None:
-        self.scorer, self.by_family, self.by_cell, self.by_size, self.more = scorer, by_family, by_cell, by_size, more
+        self.scorer, self.by_family, self.by_cell, self.more = scorer, by_family, by_cell, more
         self.useful = by_family.table.is_useful
         moments = [u for u in REPORTED if bool((by_family.table.updates == u).any())]
         self.bars = {
@@ -97,7 +95,7 @@ class Page:
             ("Told the skill so far, against that skill alone", self.against_skill()),
             ("Squared errors", self.errors()),
             ("Intervals", self.intervals()),
-            ("Cells and sizes that were left out", self.strangers()),
+            ("Kinds of cell that were left out", self.strangers()),
         ]
         return [line for title, section in sections for line in (f"## {title}", "", *section, "")]
 
@@ -241,11 +239,11 @@ class Page:
         return markdown(header, rows)
 
     def strangers(self) -> list[str]:
-        """What is said of networks of a kind or size that the scorer never saw."""
+        """What is said of networks of a kind that the scorer never saw."""
         lines = []
-        cases = {"A kind of cell left out": self.by_cell, "A size left out": self.by_size, **self.more}
+        cases = {"A kind of cell left out": self.by_cell, **self.more}
         for title, one in cases.items():
-            knows_kind = title == "A size left out" or title.startswith("The families")
+            knows_kind = title.startswith("The families")
             rows: dict[str, Scored] = {}
             for updates in (0, 40):
                 for skill in (False, True) if updates else (False,):

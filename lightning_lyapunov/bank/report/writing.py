@@ -51,9 +51,7 @@ def write_report(
     print(f"fitted on {scorer.card['networks']} networks", flush=True)
     every = Table.of(bank)
     table = development(every)
-    family, cell, size = (
-        Comparison(table, left_out(table, key, kept, digest)) for key in ("family", "cell", "hidden_size")
-    )
+    family, cell = (Comparison(table, left_out(table, key, kept, digest)) for key in ("family", "cell"))
     strange = every[every.where(cell=UNKNOWN_CELLS) & ~every.where(family=bank.set_aside)]
     more = {}
     if len(strange):
@@ -61,7 +59,7 @@ def write_report(
     if look:
         aside = every[every.where(family=bank.set_aside, cell=ARCHITECTURES)]
         more["The families set aside"] = Comparison(aside, say(scorer, aside.rows, is_unknown=False))
-    said = Page(scorer, family, cell, size, more)
+    said = Page(scorer, family, cell, more)
     lines = ["# How well a network's end can be told from its spectrum", "", *said.lines()]
     if with_gates:
         lines += ["## What was demanded on the first bank", "", *gates(said), ""]
