@@ -193,7 +193,7 @@ def write_bank_1(path: Path, sizes: tuple[int, ...] = (4, 6, 4)) -> list[torch.T
     ]
     tensors = {
         "spectra": torch.cat([spectrum.flatten() for spectrum in spectra]),
-        "stderr": torch.zeros(8 * 3 * len(sizes)).half(),
+        "stderr": torch.arange(8 * 3 * len(sizes)).half(),
         "second": torch.zeros(3 * sizes[0]).half(),
         "has_second": torch.tensor([True] + [False] * (len(sizes) - 1)),
         "metrics": noise(len(sizes), 8, 6).float(),
@@ -221,7 +221,10 @@ def test_a_bank_of_the_format_before_is_read(tmp_path: Path) -> None:
         assert bank.leading[n, :, size:].isnan().all()
         mean = bank.measured[n, :, MEASURED.index("mean")]
         torch.testing.assert_close(mean, spectrum.float().clamp(min=-100.0).mean(1), **EXACT)
-    others = [i for i, name in enumerate(MEASURED) if name != "mean"]
+    stderr = torch.arange(8.0 * 3 * 3).view(3, 8, 3)
+    for name, column in (("median_error", 1), ("max_error", 2)):
+        torch.testing.assert_close(bank.measured[..., MEASURED.index(name)], 2 * stderr[..., column], **EXACT)
+    others = [i for i, name in enumerate(MEASURED) if name not in ("mean", "median_error", "max_error")]
     assert bank.measured[:, :, others].isnan().all()
     for values in (bank.long_quantiles, bank.long_leading, bank.long_measured, bank.layers):
         assert values.isnan().all()

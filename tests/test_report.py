@@ -87,7 +87,7 @@ def table() -> Table:
 def page(general: AeLLEScorer, table: Table) -> Page:
     """Of a scorer that knows the end where it sees a spectrum."""
     by_family = comparison(table)
-    return Page(general, by_family, by_family, by_family, {"A kind of cell that is not in the fit": by_family})
+    return Page(general, by_family, by_family, {"A kind of cell that is not in the fit": by_family})
 
 
 def assert_in_words(lines: list[str]) -> None:
@@ -288,13 +288,13 @@ def test_the_first_screen_follows_from_what_was_said(general: AeLLEScorer, page:
         assert "ρ 1.00 (without" in line and "(AUC 1.00, without it " in line
     assert "hold 100% to 100% of the networks of families left out" in sure
     alike = comparison(table, blind=0.0)  # as much is known without
-    none = Page(general, alike, alike, alike, {}).first_screen()
+    none = Page(general, alike, alike, {}).first_screen()
     assert "to the rank the spectrum adds nothing" in none[0] and "the spectrum tells" not in none[0]
 
 
 def test_intervals_that_miss_are_told_of(general: AeLLEScorer, table: Table) -> None:
     missing = comparison(table, seeing=3.0, width=0.0)
-    said = Page(general, missing, missing, missing, {})
+    said = Page(general, missing, missing, {})
     low = int(re.search(r"hold (\d+)% to", said.first_screen()[2])[1])  # type: ignore[index]
     assert low < 75
     assert any(f"{low}% ±" in line for line in said.intervals())
@@ -308,7 +308,7 @@ def test_demands_that_are_missed_are_in_bold(general: AeLLEScorer, page: Page, t
     assert any(line.endswith(f"above {BRIER} of its: none.") for line in met)
     bad = comparison(table, seeing=3.0)
     below = Comparison(table, {state: _below_its_ridge(one, table) for state, one in bad.said.items()})
-    missed = gates(Page(general, below, bad, bad, {}))
+    missed = gates(Page(general, below, bad, {}))
     assert all("**" in line for line in missed if "≥" in line)
     reasons = [line for line in missed if line.startswith("- ")]
     assert any("of the ridge's" in line and "rho" in line for line in reasons)

@@ -174,7 +174,7 @@ def test_fit_scorer_finds_what_was_planted(fitted: AeLLEScorer) -> None:
     assert spearmanr(said.stability, fresh.rows.spectrum[:, 0]).statistic < -0.5
     blind = fitted.predict(limited(fresh.rows, skill=False)).baseline[:, SKILL]
     assert abs(spearmanr(blind, fresh.skill).statistic) < 0.4
-    assert 0.6 < float(((said.low <= fresh.skill) & (fresh.skill <= said.high)).float().mean()) < 0.99
+    assert 0.5 < float(((said.low <= fresh.skill) & (fresh.skill <= said.high)).float().mean()) < 0.99
     assert float(said.familiarity.mean()) > 0.8
     told = fitted.predict(fresh.rows)
     late = fresh.rows.context[:, CONTEXT.index("log_updates")] > math.log1p(39)  # 400 updates: skill so far is final

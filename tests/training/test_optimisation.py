@@ -4,6 +4,7 @@ Rates and kinds one by one are in ``tests/monitoring/test_learning.py``.
 """
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -105,8 +106,9 @@ def test_after_a_resume_it_is_still_the_rate_that_a_plateau_has_lowered(tmp_path
     assert told(oracle, "learning_rate") == [same(RATE)]
 
 
-def test_a_search_for_the_rate_is_not_the_training() -> None:
+def test_a_search_for_the_rate_is_not_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever rates it went through, and whatever the model was made with."""
+    monkeypatch.chdir(tmp_path)
     oracle, model = Oracle(), Regressor(lr=0.9)
     finder = LearningRateFinder(min_lr=1e-5, max_lr=1e-1, num_training_steps=20)
     fit = trainer(scored(oracle), finder, enable_checkpointing=True, max_epochs=1)
