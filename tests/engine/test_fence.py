@@ -127,7 +127,7 @@ def test_the_engine_stands_on_foundations_that_know_nothing_above() -> None:
         assert edges[name] <= FOUNDATIONS | MIDDLE, name
     assert edges["chain"] == edges["statistics"] == edges["isolation"] == set()
     top = {name for name in edges if not any(name in known for known in edges.values())} - {"__init__"}
-    assert top == {"measure", "differentiable", "gradient"}  # what a user calls, and their plain twin
+    assert top == {"measure", "depth", "differentiable", "gradient"}  # what a user calls, and their plain twin
 
 
 @pytest.mark.parametrize("module", modules(ENGINE), ids=lambda path: path.relative_to(ENGINE).as_posix())
