@@ -20,12 +20,14 @@ from lightning_lyapunov.engine.depth_spectrum import DepthSpectrum
 from lightning_lyapunov.engine.frames import random_frames
 from lightning_lyapunov.engine.growth import Product
 from lightning_lyapunov.engine.isolation import plain_attention
-from lightning_lyapunov.engine.lanczos import Leading, Map, leading, restricted
-from lightning_lyapunov.engine.maps.blocks import COPIES, Block, BlockSteps
+from lightning_lyapunov.engine.lanczos import Effort, Leading, Map, leading, restricted
+from lightning_lyapunov.engine.maps.blocks import Block, BlockSteps
 from lightning_lyapunov.engine.precision import widest_dtype
 
 DENSE = 24
 """Width of the last state up to which all of it is pulled back at once."""
+PROBES = 4
+"""Random gradients that tell what the leading directions leave out of the gain."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,12 @@ class DepthSettings:
     k: int = 4
     """Leading singular values."""
     tolerance: float = 1e-3
-    """Nats to which each of their logarithms is found."""
+    """Nats to which the logarithm of the largest is found, the others to ten times that."""
+    most: int = 24
+    """Blocks of vectors that the iteration takes at most to find them."""
+    columns: int | None = None
+    """Vectors that the iteration takes at once; of fewer than k it may miss one of the leading values but the largest,
+    and needs fewer in all. 4, or an eighth of k where that is more, if None."""
     probes: int = 16
     """Random gradients that tell the gain of each block; all directions of a block that is no wider."""
     seed: int = 0
@@ -50,10 +57,18 @@ class DepthSettings:
     def __post_init__(self) -> None:
         if self.k < 1:
             raise ValueError(f"k must be at least 1; got {self.k}.")
-        if self.probes < 1:
-            raise ValueError(f"probes must be at least 1; got {self.probes}.")
+        for name in ("probes", "most"):
+            if (count := getattr(self, name)) < 1:
+                raise ValueError(f"{name} must be at least 1; got {count}.")
+        if self.columns is not None and self.columns < 1:
+            raise ValueError(f"columns must be at least 1, or None; got {self.columns}.")
         if not self.tolerance > 0:
             raise ValueError(f"tolerance must be above 0 nats; got {self.tolerance}.")
+
+    @property
+    def block(self) -> int:
+        """Vectors that the iteration takes at once."""
+        return max(4, -(-self.k // 8)) if self.columns is None else self.columns
 
 
 def measure_depth(
@@ -81,7 +96,7 @@ def measure_depth(
 
 
 def _measured(blocks: Sequence[Block], state: Tensor, settings: DepthSettings, alive: Tensor | None) -> DepthSpectrum:
-    steps = BlockSteps(blocks, state)
+    steps = BlockSteps(blocks, state, min(settings.block, 4))
     for block, after in zip(blocks, steps.states[1:], strict=True):
         if not after.isfinite().all():
             raise ValueError(f"{block.name} makes states that are not finite: nothing after it can be measured.")
@@ -140,15 +155,10 @@ def _random(samples: int, size: int, count: int, like: Tensor, settings: DepthSe
 def _leading(chain: Map, steps: BlockSteps, k: int, rank: int, settings: DepthSettings) -> Leading:
     last = steps.states[-1]
     width = last[0].numel()
-    start = _random(len(last), width, width if width <= DENSE else _carried_at_once(k), last, settings, 0)
+    start = _random(len(last), width, width if width <= DENSE else settings.block, last, settings, 0)
     if chain.ends[1] is not None and width > DENSE:
         start = torch.linalg.qr(restricted(start, chain.ends[1])).Q
-    return leading(chain, start, k, rank, settings.tolerance)
-
-
-def _carried_at_once(k: int) -> int:
-    """Vectors in a block of the iteration: few where few values are wanted, or it would take more of them in all."""
-    return 2 if k <= 2 else max(COPIES, -(-k // 2))
+    return leading(chain, start, k, rank, Effort(settings.tolerance, settings.most))
 
 
 def _along(steps: BlockSteps, frame: Tensor, ends: tuple[Tensor | None, Tensor | None]) -> tuple[Tensor, Tensor]:
@@ -200,14 +210,12 @@ def _gains(chain: Map, steps: BlockSteps, found: Leading, settings: DepthSetting
     width, left = last[0].numel(), found.left.shape[-1]
     entries = last.new_full((len(last),), width) if counts is None else counts.sum(1)
     squares = found.pulled.square().sum(-2)
-    random = squares[
-        :, : left if width <= DENSE else _carried_at_once(found.right.shape[-1])
-    ]  # of the vectors that it began with
+    random = squares[:, : left if width <= DENSE else settings.block]  # of the vectors that it began with
     if counts is not None:
         random = random / restricted(found.left[..., : random.shape[1]], counts).square().sum(-2)
     whole = squares.sum(-1)
     if left < width:
-        probes = restricted(_random(len(last), width, COPIES, last, settings, 1), counts)
+        probes = restricted(_random(len(last), width, PROBES, last, settings, 1), counts)
         outside = probes - found.left @ (found.left.mT @ probes)
         outside = outside / torch.linalg.vector_norm(outside, dim=-2, keepdim=True)
         whole = whole + chain.pull(outside).square().sum(-2).mean(-1) * (entries - left)

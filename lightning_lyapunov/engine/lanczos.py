@@ -20,15 +20,14 @@ theorems 4.6.1 (Krylov-Weinstein) and 11.7.1 (Kato-Temple).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lightning_lyapunov.engine.chain import Steps
+from lightning_lyapunov.engine.maps.blocks import BlockSteps
 
-MOST = 12
-"""Blocks of vectors that are pushed at most."""
 _ROUNDING = 16.0
 """Units in the last place, times the root of the number of values, below the largest at which rounding hides others."""
 _AGREE = 1e-2
@@ -47,7 +46,7 @@ class Map:
         scale: (B,) nats, set by the first product: all are e^scale times what is returned.
     """
 
-    def __init__(self, steps: Steps, ends: tuple[Tensor | None, Tensor | None] = (None, None)) -> None:
+    def __init__(self, steps: BlockSteps, ends: tuple[Tensor | None, Tensor | None] = (None, None)) -> None:
         self._steps, self.ends = steps, ends
         self.scale: Tensor | None = None
 
@@ -61,22 +60,44 @@ class Map:
 
     def _carried(self, vectors: Tensor, *, back: bool) -> Tensor:
         first, last = self.ends[::-1] if back else self.ends
-        scale = vectors.new_zeros(len(vectors))
         vectors = restricted(vectors, first)
-        order = range(len(self._steps))
-        for t in reversed(order) if back else order:
-            vectors = self._steps.pull(t, vectors) if back else self._steps.push(t, vectors)
-            length = torch.linalg.vector_norm(vectors, dim=(-2, -1))
-            length = torch.where(length > 0, length, 1.0)
-            vectors, scale = vectors / length[:, None, None], scale + length.log()
+        moved, scale = self._through(self._steps.stretches, vectors, back=back)
+        if len(self._steps.stretches) < len(self._steps) and not bool(scale.isfinite().all()):
+            moved, scale = self._through([range(t, t + 1) for t in range(len(self._steps))], vectors, back=back)
+        scale = torch.where(scale.isfinite(), scale, 0.0)
         if self.scale is None:
             self.scale = scale
-        return restricted(vectors, last) * (scale - self.scale).clamp(max=80.0).exp()[:, None, None]
+        return restricted(moved, last) * (scale - self.scale).clamp(max=80.0).exp()[:, None, None]
+
+    def _through(self, stretches: Sequence[range], vectors: Tensor, *, back: bool) -> tuple[Tensor, Tensor]:
+        """Vectors of about length 1, and the logarithm of what they were scaled by, -inf if nothing is left."""
+        scale = vectors.new_zeros(len(vectors))
+        for stretch in reversed(stretches) if back else stretches:
+            vectors = self._steps.carry(stretch, vectors, back=back)
+            length = torch.linalg.vector_norm(vectors, dim=(-2, -1))
+            vectors, scale = vectors / torch.where(length > 0, length, 1.0)[:, None, None], scale + length.log()
+        return vectors, scale
 
 
 def restricted(vectors: Tensor, counts: Tensor | None) -> Tensor:
     """Vectors ``(B, D, K)`` without the entries that do not count: ``counts`` ``(B, D)`` is 0 there, 1 elsewhere."""
     return vectors if counts is None else vectors * counts.unsqueeze(-1)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How exactly the values are to be found, and what that may take."""
+
+    tolerance: float
+    """Nats to which the logarithm of the largest is to be right; the others to ten times that."""
+    most: int
+    """Blocks of vectors that are pushed at most."""
+
+    def tolerances(self, like: Tensor) -> Tensor:
+        """That of each value ``(B, K)``."""
+        wanted = torch.full_like(like, 10 * self.tolerance)
+        wanted[:, 0] = self.tolerance
+        return wanted
 
 
 @dataclass(frozen=True)
@@ -94,7 +115,7 @@ class Leading:
     below the largest that rounding hides them."""
 
 
-def leading(chain: Map, start: Tensor, k: int, rank: int, tolerance: float) -> Leading:
+def leading(chain: Map, start: Tensor, k: int, rank: int, effort: Effort) -> Leading:
     """Find the k leading right singular vectors.
 
     Args:
@@ -103,7 +124,7 @@ def leading(chain: Map, start: Tensor, k: int, rank: int, tolerance: float) -> L
             fill the space, one pull tells all.
         k: How many, at most ``rank``.
         rank: That the map can have at most, by the widths on the way.
-        tolerance: Nats to which the logarithms of the values are to be right; the larger values are sooner.
+        effort: When to end.
 
     Raises:
         ValueError: If J and its transpose do not belong together.
@@ -117,19 +138,20 @@ def leading(chain: Map, start: Tensor, k: int, rank: int, tolerance: float) -> L
     right, pushed = fresh, chain.push(fresh)
     _check(left, pulled, right, pushed)
     error = pulled.new_full((len(pulled), k), torch.inf)
-    for made in range(1, MOST + 1):
+    for made in range(1, effort.most + 1):
         vectors, values, inner = _decomposed(pushed)
         is_full = right.shape[-1] >= rank
-        fresh = _new(pushed[..., -fresh.shape[-1] :], left, rank - left.shape[-1] if is_full else start.shape[-1])
+        beyond = _beyond(pushed[..., -fresh.shape[-1] :], left, seed=made)
+        fresh = _new(beyond, left, rank - left.shape[-1] if is_full else start.shape[-1])
         if fresh.shape[-1]:
             left, pulled = torch.cat([left, fresh], -1), torch.cat([pulled, chain.pull(fresh)], -1)
         residual = pulled @ (left.mT @ vectors) - right @ (inner * values.unsqueeze(-2))
         lengths = torch.linalg.vector_norm(residual, dim=-2)
         now = errors(values, lengths, k).masked_fill(is_rounding(values, values)[:, :k], torch.inf)
         error[:, : now.shape[1]] = torch.minimum(error[:, : now.shape[1]], now)
-        is_found = (error[:, : now.shape[1]] <= tolerance) | is_rounding(lengths, values)[:, :k]
+        is_found = (error[:, : now.shape[1]] <= effort.tolerances(now)) | is_rounding(lengths, values)[:, :k]
         is_enough = now.shape[1] == k and bool(is_found.all())
-        if is_full or is_enough or made == MOST:
+        if is_full or is_enough or made == effort.most:
             break
         fresh = _new(pulled[..., -fresh.shape[-1] :], right, min(fresh.shape[-1], rank - right.shape[-1]))
         right, pushed = torch.cat([right, fresh], -1), torch.cat([pushed, chain.push(fresh)], -1)
@@ -147,11 +169,20 @@ def _check(left: Tensor, pulled: Tensor, right: Tensor, pushed: Tensor) -> None:
     size = torch.linalg.matrix_norm(forward) + torch.linalg.matrix_norm(back)
     apart = torch.linalg.matrix_norm(forward - back)
     if bool((apart > _AGREE * size).any()):
+        share = float((apart / size).nan_to_num().max())
         raise ValueError(
-            f"the blocks' derivatives forward and back differ by {float((apart / size).nan_to_num().max()):.0%}: one "
-            "of them is not that of the block. A torch.autograd.Function whose jvp is wrong, or whose backward takes part "
-            "of what it computes out of the graph (detach, .data), does that."
+            f"the blocks' derivatives forward and back differ by {share:.0%}: one of them is not that of the block. "
+            "A torch.autograd.Function whose jvp is wrong, or whose backward takes part of what it computes out of the "
+            "graph (detach, .data), does that."
         )
+
+
+def _beyond(vectors: Tensor, basis: Tensor, seed: int) -> Tensor:
+    """Vectors ``(B, D, P)``; random ones for those that add nothing to a basis, as its space is used up."""
+    outside = vectors - basis @ (basis.mT @ vectors)
+    length, rest = (torch.linalg.vector_norm(v, dim=-2, keepdim=True) for v in (vectors, outside))
+    drawn = torch.randn(vectors.shape[1:], generator=torch.Generator().manual_seed(seed)).to(vectors)
+    return torch.where(rest <= _ROUNDING * torch.finfo(vectors.dtype).eps * length, drawn, outside)
 
 
 def _new(vectors: Tensor, basis: Tensor | None, most: int) -> Tensor:
@@ -195,13 +226,10 @@ def errors(values: Tensor, residuals: Tensor, k: int) -> Tensor:
         residuals: ``(B, Q)`` of each.
         k: How many are asked for.
     """
-    safe = values.clamp(min=torch.finfo(values.dtype).tiny)
-    simple = residuals / safe
-    squares = residuals.square().cumsum(-1)
-    best = simple[:, :k]
-    for last in range(values.shape[-1] - 1):
-        gap = (values.square() - values[:, last + 1 : last + 2].square()).clamp(min=0)
-        bound = squares[:, last : last + 1] / (2 * gap[:, : last + 1]).clamp(min=torch.finfo(values.dtype).tiny)
-        inside = bound[:, :k]
-        best = torch.cat([torch.minimum(best[:, : inside.shape[1]], inside), best[:, inside.shape[1] :]], 1)
-    return best
+    least = torch.finfo(values.dtype).tiny
+    squares, asked = values.square(), min(k, values.shape[-1])
+    gaps = squares[:, :asked, None] - squares[:, None, 1:]  # of value i and the first that is no more of the group
+    inside = residuals.square().cumsum(-1)[:, None, :-1]
+    bounds = torch.where(gaps > 0, inside / (2 * gaps).clamp(min=least), torch.inf)
+    simple = residuals[:, :asked] / values[:, :asked].clamp(min=least)
+    return torch.minimum(simple, bounds.amin(-1)) if bounds.shape[-1] else simple

@@ -134,7 +134,7 @@ def test_large_states_are_linearised_one_block_at_a_time(monkeypatch: pytest.Mon
     kept = BlockSteps([block] * 3, state)
     monkeypatch.setattr(blocks_module, "KEPT", 10)
     made = BlockSteps([block] * 3, state)
-    assert made._linear == [None] * 3
+    assert len(kept._linear) == 3 and made._linear == []
     for t in range(3):
         assert torch.equal(kept.push(t, tangents), made.push(t, tangents))
 
@@ -178,7 +178,9 @@ def test_what_a_block_may_not_return(function: object, message: str) -> None:
 def test_a_block_that_has_no_derivative_forward_is_refused_with_what_would_help() -> None:
     steps = BlockSteps([Function(Neither.apply, "here")], torch.rand(3, 6))
     assert steps.pull(0, torch.rand(3, 6, 2)).shape == (3, 6, 2)
-    with pytest.raises(ValueError, match="here can neither be differentiated twice nor by dual numbers.*use_reentrant"):
+    with pytest.raises(
+        ValueError, match=r"here can neither be differentiated twice nor by dual numbers.*use_reentrant"
+    ):
         steps.push(0, torch.rand(3, 6, 2))
     with pytest.raises(ValueError, match="blocks must be callables"):
         Function(3, "here")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_lyapunov.engine.frames import random_frames
-from lightning_lyapunov.engine.lanczos import Map, errors, is_rounding, leading
+from lightning_lyapunov.engine.lanczos import Effort, Map, errors, is_rounding, leading
 from lightning_lyapunov.engine.maps.blocks import BlockSteps, Function
 
 N = 60
@@ -38,7 +38,7 @@ SPECTRA = {
 @pytest.mark.parametrize("name", SPECTRA)
 def test_values_are_never_above_and_the_error_holds(name: str) -> None:
     values, chain = SPECTRA[name], of(matrix(SPECTRA[name]))
-    found = leading(chain, start(4), 4, N, 1e-3)
+    found = leading(chain, start(4), 4, N, Effort(1e-3, 24))
     pushed = torch.linalg.svdvals(chain.push(found.right)) * chain.scale.exp()
     below = values[:4].log() - pushed[0].log()
     assert below.min() > -1e-12 and (below <= found.error[0] + 1e-12).all()
@@ -46,14 +46,14 @@ def test_values_are_never_above_and_the_error_holds(name: str) -> None:
 
 
 def test_a_flat_spectrum_is_found_where_nearly_all_of_the_space_is_seen() -> None:
-    found = leading(of(matrix(SPECTRA["flat"])), start(4), 1, N, 1e-4)
+    found = leading(of(matrix(SPECTRA["flat"])), start(4), 1, N, Effort(1e-4, 24))
     assert found.left.shape[-1] > 20 and found.error.max() < 1e-3
 
 
 def test_products_keep_their_scale_however_long() -> None:
     values = SPECTRA["decaying"]
     chain = of(*[1e-30 * torch.eye(N, dtype=torch.float64)] * 30, matrix(values))
-    found = leading(chain, start(4), 4, N, 1e-6)
+    found = leading(chain, start(4), 4, N, Effort(1e-6, 24))
     pushed = torch.linalg.svdvals(chain.push(found.right)).log() + chain.scale
     assert torch.allclose(pushed[0], values[:4].log() - 900 * math.log(10), atol=1e-4)
 
@@ -62,7 +62,7 @@ def test_a_space_that_is_used_up_ends_the_search() -> None:
     low = torch.zeros(N, dtype=torch.float64)
     low[:3] = torch.tensor([3.0, 2.0, 1.0])
     chain = of(matrix(low))
-    found = leading(chain, start(4), 4, N, 1e-6)
+    found = leading(chain, start(4), 4, N, Effort(1e-6, 24))
     assert found.left.shape[-1] <= 12
     assert (found.error[0, :3] <= 1e-6).all() and found.error[0, 3] == math.inf
     pushed = torch.linalg.svdvals(chain.push(found.right))[0] * chain.scale.exp()
@@ -71,7 +71,7 @@ def test_a_space_that_is_used_up_ends_the_search() -> None:
 
 def test_one_pull_of_everything_tells_all() -> None:
     values = SPECTRA["decaying"]
-    found = leading(of(matrix(values)), start(N), 5, N, 1e-3)
+    found = leading(of(matrix(values)), start(N), 5, N, Effort(1e-3, 24))
     assert found.left.shape[-1] == N and (found.error == 0).all()
 
 
@@ -82,7 +82,7 @@ def test_entries_that_do_not_count_are_neither_pushed_nor_seen() -> None:
     steps = BlockSteps([Function(lambda x: x @ whole.mT, "m")], torch.zeros(1, N, dtype=torch.float64))
     chain = Map(steps, (counts, counts))
     begin = torch.linalg.qr(start(4) * counts.unsqueeze(-1)).Q
-    found = leading(chain, begin, 4, 20, 1e-8)
+    found = leading(chain, begin, 4, 20, Effort(1e-8, 24))
     pushed = torch.linalg.svdvals(chain.push(found.right))[0] * chain.scale.exp()
     assert torch.allclose(pushed, torch.linalg.svdvals(whole[:20, :20])[:4], atol=1e-5)
 

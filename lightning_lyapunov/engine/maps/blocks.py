@@ -21,8 +21,11 @@ from torch.autograd import forward_ad, grad
 
 from lightning_lyapunov.engine.chain import Steps
 
-COPIES = 4
+COPIES = 2
 """Of each sample: as many vectors are carried at once."""
+STRETCH = 8
+"""Blocks that are passed in one go, without scaling the vectors in between: what eight of them do to a vector is far
+from what overflows."""
 KEPT = 1 << 24
 """Numbers in all states, with their copies, up to which all blocks stay linearised; beyond, one at a time does."""
 
@@ -80,6 +83,8 @@ class BlockSteps(Steps):
     Attributes:
         states: Those before the first block and after each, ``(B, ...)`` each.
         passes: Vectors that were carried through the whole chain, or as many blocks, for each sample.
+        stretches: Where the chain is cut into stretches of blocks that are passed in one go: it makes no difference but
+            in time.
 
     Raises:
         ValueError: If a block changes the number of rows, returns no floating tensor, or cannot be differentiated; it
@@ -90,17 +95,32 @@ class BlockSteps(Steps):
         self.blocks, self.copies = blocks, copies
         self.states = [state.detach()]
         self._through = 0
-        self._linear: list[_Linear | None] = []
+        self._linear: list[_Linear] = []
+        self._is_kept = True
+        before: Tensor | None = None
         for block in blocks:
-            linear = _Linear(block, self.states[-1], copies)
-            self.states.append(linear.after)
-            self._linear.append(linear)
-            if self._numbers > KEPT:
-                self._linear = [None] * len(self._linear)
+            linear = _Linear(block, self.states[-1], copies, before)
+            self.states.append(linear.state_after)
+            self._is_kept = self._is_kept and copies * sum(state.numel() for state in self.states) <= KEPT
+            self._linear = [*self._linear, linear] if self._is_kept else []
+            before = linear.after if self._is_kept else None
+        self.stretches = self._cut()
 
-    @property
-    def _numbers(self) -> int:
-        return self.copies * sum(state.numel() for state in self.states)
+    def _cut(self) -> list[range]:
+        """Stretches of blocks whose graphs hang together."""
+        places = list(range(len(self.blocks)))
+        if not self._is_kept or not all(linear.follows for linear in self._linear[1:]) or not self._link():
+            return [range(t, t + 1) for t in places]
+        return [range(t, min(t + STRETCH, len(places))) for t in places[::STRETCH]]
+
+    def _link(self) -> bool:
+        """Make the products with cotangents one graph, from the last block to the first: whether that can be done."""
+        weight: Tensor | None = None
+        for linear in reversed(self._linear):
+            weight = linear.differentiate(weight)
+            if weight is None or not weight.requires_grad:
+                return False
+        return True
 
     @property
     def passes(self) -> float:
@@ -116,52 +136,71 @@ class BlockSteps(Steps):
         return len(self.blocks)
 
     def push(self, t: int, tangents: Tensor) -> Tensor:
-        return self._carried(t, tangents, back=False)
+        return self.carry(range(t, t + 1), tangents, back=False)
 
     def pull(self, t: int, cotangents: Tensor) -> Tensor:
-        return self._carried(t, cotangents, back=True)
+        return self.carry(range(t, t + 1), cotangents, back=True)
 
-    def _carried(self, t: int, vectors: Tensor, *, back: bool) -> Tensor:
-        linear = self._linear[t]
-        if linear is None:
-            linear = _Linear(self.blocks[t], self.states[t], self.copies)
-        self._through += vectors.shape[-1]
-        parts = [linear.carry(part, back=back) for part in vectors.split(linear.copies, -1)]
+    def carry(self, stretch: range, vectors: Tensor, *, back: bool) -> Tensor:
+        """Carry vectors ``(B, D, K)`` through one of the stretches, or one block: tangents, or cotangents back."""
+        first = self._linear_at(stretch[0])
+        last = first if len(stretch) == 1 else self._linear_at(stretch[-1])
+        try:
+            parts = [_carried(first, last, part, back=back) for part in vectors.split(first.copies, -1)]
+        except _NotTwiceError:
+            self.stretches = [range(t, t + 1) for t in range(len(self))]
+            for t in stretch:
+                vectors = self.push(t, vectors)
+            return vectors
+        self._through += vectors.shape[-1] * len(stretch)
         return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
+
+    def _linear_at(self, t: int) -> _Linear:
+        return self._linear[t] if self._is_kept else _Linear(self.blocks[t], self.states[t], self.copies)
 
 
 class _Linear:
-    """One block, linearised at the states of B samples."""
+    """One block, linearised at the states of B samples.
 
-    def __init__(self, block: Block, state: Tensor, copies: int) -> None:
-        self._block, self._state, self._can_push_back = block, state, True
+    Attributes:
+        copies: Of each sample that it took.
+        before: ``(B · copies, ...)`` the states before it, in the graph of :attr:`after`.
+        after: Those after it.
+        follows: Whether its graph hangs on that of the block before it.
+    """
+
+    def __init__(self, block: Block, state: Tensor, copies: int, before: Tensor | None = None) -> None:
+        self._block, self._state = block, state
+        self.back: Tensor | None = None
+        self.weight: Tensor | None = None
+        self._is_differentiated, self.can_push_back = False, True
+        self.copies, self.follows = copies, False
         try:
-            self.copies = copies
-            self._linearise()
+            self._linearise(before)
         except Exception:
             if copies == 1:
                 raise
             self.copies = 1  # it was made for so many rows, as one that holds a mask is
-            self._linearise()
-        self.after = self._after[:: self.copies].detach().clone()
+            self._linearise(None)
+        self.state_after = self.after[:: self.copies].detach().clone()
 
     @property
     def name(self) -> str:
         return self._block.name
 
-    def _linearise(self) -> None:
-        rows = self._state.repeat_interleave(self.copies, 0) if self.copies > 1 else self._state
+    def _linearise(self, before: Tensor | None) -> None:
+        rows = len(self._state) * self.copies
+        self.follows = before is not None and before.requires_grad and len(before) == rows
+        if before is None or not self.follows:
+            before = self._state.repeat_interleave(self.copies, 0).detach().requires_grad_()
+        self.before = before
         with torch.enable_grad():
-            self._before = rows.detach().requires_grad_()
-            # Of a copy, as a block may write to what it is given.
-            self._after = self._block(self._before.clone(), self.copies)
-        self._check()
-        self._reaches = self._after.requires_grad
-        if self._reaches:
-            self._differentiate()
+            self.after = self._block(before.clone(), self.copies)  # of a copy, as it may write to what it is given
+        self._check(rows)
+        self.reaches = self.after.requires_grad
 
-    def _check(self) -> None:
-        after, rows = self._after, len(self._before)
+    def _check(self, rows: int) -> None:
+        after = self.after
         if not after.is_floating_point() or after.is_nested:
             raise ValueError(f"{self.name} must return a dense floating tensor; it returned {_kind(after)}.")
         if after.dim() == 0 or len(after) != rows:
@@ -170,50 +209,44 @@ class _Linear:
                 f"{tuple(after.shape)}."
             )
 
-    def _differentiate(self) -> None:
+    def differentiate(self, weight: Tensor | None = None) -> Tensor | None:
+        """Make the product of the transposed Jacobian with a weight, as a graph; None if it is not to be had.
+
+        Args:
+            weight: ``(B · copies, ...)`` after the block; one of its own if None.
+
+        Raises:
+            ValueError: If the block cannot be differentiated.
+        """
+        self._is_differentiated = True
+        if not self.reaches:
+            return None
+        if weight is None:
+            weight = torch.zeros_like(self.after, requires_grad=True)
         with torch.enable_grad():
-            self._weight = torch.zeros_like(self._after, requires_grad=True)
             try:
-                (back,) = grad(self._after, self._before, self._weight, create_graph=True, allow_unused=True)
+                (back,) = grad(self.after, self.before, weight, create_graph=True, allow_unused=True)
             except RuntimeError as error:
                 raise ValueError(f"{self.name} cannot be differentiated: {error}") from error
-        self._back = back
-        self._reaches = back is not None
-        self._can_push_back = back is not None and back.requires_grad
+        self.weight, self.back, self.reaches = weight, back, back is not None
+        self.can_push_back = back is not None and bool(back.requires_grad)
+        return back
 
-    def carry(self, vectors: Tensor, *, back: bool) -> Tensor:
-        """Vectors ``(B, D, K)``, K at most :attr:`copies`, through the block: tangents, or cotangents back."""
-        start, end = (self._after, self._before) if back else (self._before, self._after)
-        samples, _, k = vectors.shape
-        size = end[0].numel()
-        if not self._reaches:
-            return vectors.new_zeros(samples, k, size).mT
-        rows = vectors.mT
-        if k < self.copies:
-            rows = torch.cat([rows, rows.new_zeros(samples, self.copies - k, rows.shape[-1])], 1)
-        rows = rows.reshape(start.shape).to(start.dtype)
-        moved = self._pull(rows) if back else self._push(rows)
-        return moved.reshape(samples, self.copies, size)[:, :k].mT
+    def ready(self) -> _Linear:
+        """Itself, differentiated."""
+        if not self._is_differentiated:
+            self.differentiate()
+        return self
 
-    def _pull(self, rows: Tensor) -> Tensor:
-        (moved,) = grad(self._after, self._before, rows, retain_graph=True)
-        return moved
+    def push_by_dual_numbers(self, rows: Tensor) -> Tensor:
+        """Tangents ``(B · copies, ...)`` through the block, which is run once more.
 
-    def _push(self, rows: Tensor) -> Tensor:
-        if self._can_push_back:
-            try:
-                (moved,) = grad(self._back, self._weight, rows, retain_graph=True, allow_unused=True)
-            except RuntimeError:  # something in it has no second derivative
-                moved = None
-            if moved is not None:
-                return moved
-            self._can_push_back = False
-        return self._push_by_dual_numbers(rows)
-
-    def _push_by_dual_numbers(self, rows: Tensor) -> Tensor:
+        Raises:
+            ValueError: If something in it has no forward derivative.
+        """
         try:
             with torch.no_grad(), forward_ad.dual_level():
-                dual = forward_ad.make_dual(self._before.detach().clone(), rows)
+                dual = forward_ad.make_dual(self.before.detach().clone(), rows)
                 moved = forward_ad.unpack_dual(self._block(dual, self.copies)).tangent
         except (RuntimeError, NotImplementedError) as error:
             raise ValueError(
@@ -221,7 +254,52 @@ class _Linear:
                 "use_reentrant=True is one reason: use_reentrant=False works. A torch.autograd.Function needs a jvp, "
                 "or a backward that can be differentiated.)"
             ) from error
-        return torch.zeros_like(self._after) if moved is None else moved
+        return torch.zeros_like(self.after) if moved is None else moved
+
+
+def _carried(first: _Linear, last: _Linear, vectors: Tensor, *, back: bool) -> Tensor:
+    """Vectors ``(B, D, K)``, K at most the copies, from before the first block to after the last, or back."""
+    start, end = (last.after, first.before) if back else (first.before, last.after)
+    copies, (samples, _, k) = first.copies, vectors.shape
+    size = end[0].numel()
+    rows = vectors.mT
+    if k < copies:
+        rows = torch.cat([rows, rows.new_zeros(samples, copies - k, rows.shape[-1])], 1)
+    rows = rows.reshape(start.shape).to(start.dtype)
+    moved = _pulled(first, last, rows) if back else _pushed(first, last, rows)
+    if moved is None:
+        return vectors.new_zeros(samples, k, size).mT
+    return moved.reshape(samples, copies, size)[:, :k].mT
+
+
+def _pulled(first: _Linear, last: _Linear, rows: Tensor) -> Tensor | None:
+    if not last.reaches:
+        return None
+    try:
+        (moved,) = grad(last.after, first.before, rows, retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        raise ValueError(f"{last.name} cannot be differentiated: {error}") from error
+    return moved
+
+
+def _pushed(first: _Linear, last: _Linear, rows: Tensor) -> Tensor | None:
+    if not first.ready().reaches:
+        return None
+    if first.can_push_back and first.back is not None and last.weight is not None:
+        try:
+            (moved,) = grad(first.back, last.weight, rows, retain_graph=True, allow_unused=True)
+        except RuntimeError:  # something in it has no second derivative
+            moved = None
+        if moved is not None:
+            return moved
+    if first is not last:
+        raise _NotTwiceError
+    first.can_push_back = False
+    return first.push_by_dual_numbers(rows)
+
+
+class _NotTwiceError(Exception):
+    """A stretch of blocks cannot be pushed through in one go."""
 
 
 def _kind(tensor: Tensor) -> str:
