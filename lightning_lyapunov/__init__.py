@@ -4,7 +4,9 @@ from typing import TYPE_CHECKING
 
 from lightning_lyapunov.aelle import AeLLE, AeLLEScore, AeLLEScorer
 from lightning_lyapunov.capture.by_hand import lyapunov_spectrum
+from lightning_lyapunov.capture.depth_by_hand import depth_spectrum
 from lightning_lyapunov.conditioning import Conditioning, condition
+from lightning_lyapunov.engine.depth_spectrum import DepthSpectrum
 from lightning_lyapunov.engine.differentiable import lyapunov_exponents, lyapunov_growth
 from lightning_lyapunov.engine.spectrum import LyapunovSpectrum
 from lightning_lyapunov.reading.distance import spectrum_distance
@@ -12,9 +14,11 @@ from lightning_lyapunov.reading.features import kaplan_yorke_dimension, kolmogor
 from lightning_lyapunov.reading.times import predictability_time
 
 if TYPE_CHECKING:
+    from lightning_lyapunov.monitoring.depth_monitor import DepthMonitor
     from lightning_lyapunov.monitoring.monitor import LyapunovMonitor
     from lightning_lyapunov.training.callback import LyapunovSpectrumCallback
     from lightning_lyapunov.training.conditioning import LyapunovConditioning
+    from lightning_lyapunov.training.depth import DepthSpectrumCallback
     from lightning_lyapunov.training.stopping import LyapunovEarlyStopping
 
 __version__ = "0.1.0.dev0"
@@ -22,8 +26,10 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     # in training
     "LyapunovSpectrumCallback",
+    "DepthSpectrumCallback",
     "LyapunovEarlyStopping",
     "LyapunovMonitor",
+    "DepthMonitor",
     "LyapunovConditioning",
     # by hand
     "LyapunovSpectrum",
@@ -33,6 +39,9 @@ __all__ = [
     "spectrum_features",
     "spectrum_distance",
     "predictability_time",
+    # across depth
+    "DepthSpectrum",
+    "depth_spectrum",
     # to act on
     "Conditioning",
     "condition",
@@ -51,6 +60,10 @@ def __getattr__(name: str) -> object:
         from lightning_lyapunov.training.callback import LyapunovSpectrumCallback
 
         return LyapunovSpectrumCallback
+    if name == "DepthSpectrumCallback":
+        from lightning_lyapunov.training.depth import DepthSpectrumCallback
+
+        return DepthSpectrumCallback
     if name == "LyapunovEarlyStopping":
         from lightning_lyapunov.training.stopping import LyapunovEarlyStopping
 
@@ -59,6 +72,10 @@ def __getattr__(name: str) -> object:
         from lightning_lyapunov.monitoring.monitor import LyapunovMonitor
 
         return LyapunovMonitor
+    if name == "DepthMonitor":
+        from lightning_lyapunov.monitoring.depth_monitor import DepthMonitor
+
+        return DepthMonitor
     if name == "LyapunovConditioning":
         from lightning_lyapunov.training.conditioning import LyapunovConditioning
 

@@ -260,7 +260,37 @@ OF_A_LAYER = "<layer>/max"
 RENAMED = {"aelle/stability": "aelle/ends_stable_probability"}
 """Names that some figures had before, by which they can still be asked for, and those that they have now."""
 Metrics = Literal["default", "all"] | Sequence[str]
-"""What loggers get: :data:`LOGGED` and :data:`ON_REQUEST`, everything, or what is named."""
+"""What loggers get: what is logged by default, everything, or what is named."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """The figures of one kind of measurement."""
+
+    quantities: Mapping[str, Quantity]
+    """All of them, by name."""
+    logged: tuple[str, ...]
+    """Names of what loggers get by default."""
+    of_a_part: str
+    """The name that the figures of all parts stand under, as ``<layer>/max`` for that of each layer."""
+
+    def row_of(self, name: str) -> str:
+        """The name that a figure stands under.
+
+        Example:
+            >>> SPECTRA.row_of("rnn.l0/max"), SPECTRA.row_of("max"), SPECTRA.row_of("val/loss")
+            ('<layer>/max', 'max', 'val/loss')
+        """
+        end = self.of_a_part.rpartition("/")[2]
+        is_of_a_part = name not in self.quantities and name.endswith(f"/{end}") and not name.startswith("aelle/")
+        return self.of_a_part if is_of_a_part else name
+
+    def __contains__(self, name: str) -> bool:
+        return self.row_of(name) in self.quantities
+
+
+SPECTRA = Table(QUANTITIES, (*LOGGED, *ON_REQUEST), OF_A_LAYER)
+"""What is logged of recurrent layers: all of this module."""
 
 
 def key_of(name: str, prefix: str = "lyapunov") -> str:
@@ -291,13 +321,14 @@ def name_of(key: str, prefix: str = "lyapunov") -> str | None:
 # ------------------------------------------------------------------ what is logged
 
 
-def selection(metrics: Metrics, prefix: str = "lyapunov") -> tuple[str, ...]:
+def selection(metrics: Metrics, prefix: str = "lyapunov", table: Table = SPECTRA) -> tuple[str, ...]:
     """The names of what the loggers get.
 
     Args:
         metrics: "default", "all", or names or keys, as "max", "lyapunov/max" or "rnn.l0/max"; "<layer>/max" for those
             of all layers. Names that figures had before stand for what they are called now.
         prefix: That of the keys.
+        table: Of what is measured.
 
     Raises:
         ValueError: For a name that there is not.
@@ -307,39 +338,34 @@ def selection(metrics: Metrics, prefix: str = "lyapunov") -> tuple[str, ...]:
         ('max', 'aelle/ends_stable_probability')
     """
     if metrics == "default":
-        return (*LOGGED, *ON_REQUEST)
+        return table.logged
     if metrics == "all":
-        return tuple(QUANTITIES)
+        return tuple(table.quantities)
     if isinstance(metrics, str) or not all(isinstance(name, str) for name in metrics):
         raise ValueError(f"metrics must be 'default', 'all' or a list of names; got {metrics!r}.")
     names = [current_name(name_of(name, prefix) or name) for name in metrics]
     for given, name in zip(metrics, names, strict=True):
-        if _row_of(name) not in QUANTITIES:
-            close = difflib.get_close_matches(name, QUANTITIES, cutoff=0.5) or list(QUANTITIES)
+        if name not in table:
+            close = difflib.get_close_matches(name, table.quantities, cutoff=0.5) or list(table.quantities)
             raise ValueError(f"metrics must be 'default', 'all' or names such as {', '.join(close)}; got {given!r}.")
     return tuple(dict.fromkeys(names))
 
 
-def selected(figures: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
+def selected(figures: Mapping[str, float], names: Sequence[str], table: Table = SPECTRA) -> dict[str, float]:
     """Those of the figures that are named, in the order of the names.
 
     Args:
         figures: By name.
         names: What :func:`selection` made of the user's.
+        table: Of what is measured.
 
     Example:
         >>> selected({"mean": 1.0, "l1/max": 2.0, "max": 3.0, "l0/max": 4.0}, ("max", "<layer>/max"))
         {'max': 3.0, 'l1/max': 2.0, 'l0/max': 4.0}
     """
     places = {name: place for place, name in enumerate(names)}
-    chosen = {name: places.get(name, places.get(_row_of(name), -1)) for name in figures}
+    chosen = {name: places.get(name, places.get(table.row_of(name), -1)) for name in figures}
     return {name: figures[name] for name in sorted(chosen, key=chosen.__getitem__) if chosen[name] >= 0}
-
-
-def _row_of(name: str) -> str:
-    """Under which name a figure stands in the table."""
-    is_of_a_layer = name not in QUANTITIES and name.endswith("/max") and not name.startswith("aelle/")
-    return OF_A_LAYER if is_of_a_layer else name
 
 
 # ------------------------------------------------------------------ names of before

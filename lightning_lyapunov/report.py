@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import math
 import os
-import platform
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
-from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
-from importlib.resources import files
-from io import BytesIO
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import jinja2
-import torch
-
-import lightning_lyapunov
-from lightning_lyapunov.files import write_whole
 from lightning_lyapunov.names import ON_REQUEST
+from lightning_lyapunov.page import LONGEST, ROWS, UNKNOWN, Page, Picture, Table, address, number, percentage, thinned
 from lightning_lyapunov.reading.conditions import has_settled, is_chaotic, is_dead, largest
 from lightning_lyapunov.reading.history import History, Measurement
 from lightning_lyapunov.reading.rules import findings
@@ -28,20 +17,10 @@ from lightning_lyapunov.reading.verdict import verdict
 from lightning_lyapunov.reading.words import factor, horizon, plus_minus, steps_of
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from lightning_lyapunov.figures import LatentMap
 
-ROWS = 60
-"""Measurements in the table at most, evenly chosen; the first and the last are always among them."""
-LONGEST = 300
-"""Characters of one setting that are shown."""
-DPI = 144
-"""Of pictures written as PNG: sharp on a phone and on paper."""
-UNKNOWN = "–"
+__all__ = ["LONGEST", "ROWS", "write_report"]
 
-LEVELS = {"good": ("✓", "Good"), "note": ("ℹ", "Note"), "warning": ("⚠", "Warning"), "act": ("⛔", "Act")}
-"""How the level of a finding is shown: never by its colour alone."""
 FIGURES = {
     "spectrum": (
         "The spectrum",
@@ -70,17 +49,6 @@ FIGURES = {
     ),
 }
 """Title and caption of each figure."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure as the page shows it."""
-
-    title: str
-    caption: str
-    alt: str
-    address: str
-    """A ``data:`` address: the picture itself."""
 
 
 def write_report(
@@ -112,39 +80,38 @@ def write_report(
     """
     if not len(history):
         raise ValueError("history must hold at least one measurement; got none.")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(files("lightning_lyapunov").joinpath("report.html").read_text("utf-8"))
-    chosen = [history[i] for i in _thinned(len(history))]
-    with_source = len({m.source for m in history}) > 1
-    asked = {name for name in ON_REQUEST if any(name in m.metrics for m in history)}
-    page = template.render(
+    page = Page(
         title=title,
-        written=datetime.now().astimezone(),
+        measurements=len(history),
+        verdict=verdict(history),
+        findings=findings(history),
         summary=_summary(history),
         extent=_extent(history[-1]),
-        runs_before=history.runs_before,
-        verdict=verdict(history),
-        findings=[(finding, *LEVELS[finding.level]) for finding in findings(history)],
         pictures=_pictures(history, latent_map),
-        headings=list(_row(history[-1], with_source, asked)),
-        rows=[(is_chaotic(m), list(_row(m, with_source, asked).values())) for m in chosen],
-        measurements=len(history),
-        settings=[(name, _shortened(value)) for name, value in _flat(settings or {})],
-        versions=_versions(),
+        tables=[_measurements(history)],
+        settings=settings or {},
+        runs_before=history.runs_before,
     )
-    return write_whole(Path(path), page.encode())
+    return page.write("report.html", Path(path))
 
 
 # ------------------------------------------------------------------ numbers
 
 
-def _thinned(count: int) -> list[int]:
-    """At most ``ROWS`` of so many indices, evenly, the first and the last among them."""
-    if count <= ROWS:
-        return list(range(count))
-    return [round(i * (count - 1) / (ROWS - 1)) for i in range(ROWS)]
+def _measurements(history: History) -> Table:
+    """A row for each measurement, or for some of many."""
+    chosen = [history[i] for i in thinned(len(history))]
+    with_source = len({m.source for m in history}) > 1
+    asked = {name for name in ON_REQUEST if any(name in m.metrics for m in history)}
+    less = f"{len(chosen)} of {len(history)} measurements, evenly chosen. " if len(chosen) < len(history) else ""
+    return Table(
+        "measurements",
+        "Measurements",
+        f"{less}Exponents in nats per step, bold where the network is chaotic; what a gradient is multiplied by over a "
+        "sequence, in a typical one and at most; the horizon in steps; – is not known.",
+        list(_row(history[-1], with_source, asked)),
+        [("chaotic" if is_chaotic(m) else "", list(_row(m, with_source, asked).values())) for m in chosen],
+    )
 
 
 def _row(m: Measurement, with_source: bool = False, asked: Collection[str] = ()) -> dict[str, str]:
@@ -169,16 +136,16 @@ def _row(m: Measurement, with_source: bool = False, asked: Collection[str] = ())
         "settled": UNKNOWN if m.settled is None else "yes" if has_settled(m) else "no",
         "gradient": _factor(m.gain),
         "at most": UNKNOWN if m.growth is None or not len(m.growth) else _factor(float(m.growth[0])),
-        "near zero": _percent(get("near_zero_fraction")),
-        "unstable": _percent(get("unstable_fraction")),
-        "Kaplan–Yorke": _known(get("kaplan_yorke_dimension"), ".1f"),
+        "near zero": percentage(get("near_zero_fraction")),
+        "unstable": percentage(get("unstable_fraction")),
+        "Kaplan–Yorke": number(get("kaplan_yorke_dimension"), ".1f"),
         "horizon": horizon(m, "").strip() or UNKNOWN,
-        "predicted skill": _known(get("aelle/performance"), ".2f") + interval,
-        "reached": _known(m.reached, ".2f"),
-        "trusted": _percent(get("trusted_fraction")),
+        "predicted skill": number(get("aelle/performance"), ".2f") + interval,
+        "reached": number(m.reached, ".2f"),
+        "trusted": percentage(get("trusted_fraction")),
         **({"closed loop": _closed_loop(m)} if "closed_loop_max" in asked else {}),
-        **({"distance": _known(get("distance"), ".3f")} if "distance" in asked else {}),
-        "seconds": _known(get("seconds"), ".2f"),
+        **({"distance": number(get("distance"), ".3f")} if "distance" in asked else {}),
+        "seconds": number(get("seconds"), ".2f"),
     }
 
 
@@ -211,7 +178,7 @@ def _summary(history: History) -> list[tuple[str, str, str]]:
         ),
         ("Skill so far", row["reached"], "0 chance, 1 best"),
         ("Closed loop", _closed_loop(last), "nats per step, the model fed with its own forecasts"),
-        ("Distance from the reference", _known(last.metrics.get("distance"), ".3f"), "of e^λ, root mean square"),
+        ("Distance from the reference", number(last.metrics.get("distance"), ".3f"), "of e^λ, root mean square"),
     ]
     return [fact for fact in facts if fact[1] != UNKNOWN]
 
@@ -233,7 +200,7 @@ def _largest(m: Measurement) -> str:
     value, error = largest(m)
     if value == -math.inf:
         return "dead (−∞)" if is_dead(m) else "−∞"
-    return _known(value, "+.3f") + ("" if math.isnan(error) or math.isnan(value) else f" ± {error:.3f}")
+    return number(value, "+.3f") + ("" if math.isnan(error) or math.isnan(value) else f" ± {error:.3f}")
 
 
 def _closed_loop(m: Measurement) -> str:
@@ -245,15 +212,6 @@ def _closed_loop(m: Measurement) -> str:
 def _factor(nats: float) -> str:
     """What a gradient is multiplied by."""
     return UNKNOWN if math.isnan(nats) else f"× {factor(nats).removesuffix('-fold')}"
-
-
-def _known(value: float | None, form: str) -> str:
-    """A number with the typographer's minus; a dash where it is not known."""
-    return UNKNOWN if value is None or math.isnan(value) else f"{value:{form}}".replace("-", "−")
-
-
-def _percent(value: float) -> str:
-    return UNKNOWN if math.isnan(value) else f"{100 * value:.0f} %"
 
 
 # ------------------------------------------------------------------ pictures
@@ -270,7 +228,7 @@ def _pictures(history: History, latent_map: LatentMap | None) -> list[Picture] |
     pictures = []
     for name, figure in figures_of(history, latent_map).items():
         title, caption = FIGURES.get(name, (name, ""))
-        pictures.append(Picture(title, caption, f"{title}. {_told(name, history)}".strip(), _address(figure)))
+        pictures.append(Picture(title, caption, f"{title}. {_told(name, history)}".strip(), address(figure)))
     return pictures
 
 
@@ -278,7 +236,7 @@ def _told(name: str, history: History) -> str:
     """What a figure shows, for those who cannot see it."""
     first, last = history[0], history[-1]
     if name == "spectrum":
-        count, lowest = len(last.exponents), _known(float(last.exponents[-1]), "+.2f")
+        count, lowest = len(last.exponents), number(float(last.exponents[-1]), "+.2f")
         return f"{count} exponents at update {last.step}, from {_largest(last)} down to {lowest}."
     if name == "training":
         start, end = (f"{_largest(m)} at update {m.step}" for m in (first, last))
@@ -289,45 +247,5 @@ def _told(name: str, history: History) -> str:
         start, end = (_row(m)["predicted skill"] for m in (first, last))
         return f"Predicted final skill: {start} at update {first.step}, {end} at update {last.step}."
     if name == "layers":
-        return ", ".join(f"{layer} {_known(top, '+.3f')}" for layer, (top, *_) in last.layers.items()) + " at the end."
+        return ", ".join(f"{layer} {number(top, '+.3f')}" for layer, (top, *_) in last.layers.items()) + " at the end."
     return ""
-
-
-def _address(figure: Figure) -> str:
-    """A figure as SVG or as PNG, whichever is smaller, in a ``data:`` address."""
-    forms: dict[str, dict[str, Any]] = {
-        "svg+xml": {"format": "svg", "metadata": {"Date": None}},
-        "png": {"format": "png", "dpi": DPI},
-    }
-    written = {}
-    for kind, options in forms.items():
-        figure.savefig(buffer := BytesIO(), **options)
-        written[kind] = buffer.getvalue()
-    kind = min(written, key=lambda kind: len(written[kind]))
-    return f"data:image/{kind};base64,{base64.b64encode(written[kind]).decode()}"
-
-
-# ------------------------------------------------------------------ circumstances
-
-
-def _flat(settings: Mapping[str, object], before: str = "") -> Iterator[tuple[str, object]]:
-    for name, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{before}{name}.")
-        else:
-            yield f"{before}{name}", value
-
-
-def _shortened(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
-
-
-def _versions() -> dict[str, str]:
-    found = {"lightning-lyapunov": lightning_lyapunov.__version__, "Python": platform.python_version()}
-    for package in ("torch", "lightning", "numpy", "matplotlib"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found | {"torch": torch.__version__}  # with the build, which its metadata need not name

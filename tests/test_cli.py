@@ -713,7 +713,7 @@ def test_demo_prints_epochs_and_writes_the_report(run: Run, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ((), "spectrum,score,report,bank,demo"),
+        ((), "spectrum,depth,score,report,bank"),
         (("measure",), "invalid choice: 'measure'"),
         (("spectrum", "gru.pt"), "inputs"),
         (("spectrum", "none.pt", "zeros.npy", "--model", "torch.nn:GRU"), "there is no file none.pt"),

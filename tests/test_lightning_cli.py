@@ -30,7 +30,9 @@ def test_class_names_alone_are_enough(tmp_path: Any, monkeypatch: pytest.MonkeyP
     assert isinstance(stopper, LyapunovEarlyStopping) and stopper.conditions == ["chaotic"]
 
 
-@pytest.mark.parametrize("name", ["LyapunovSpectrumCallback", "LyapunovEarlyStopping", "LyapunovConditioning"])
+@pytest.mark.parametrize(
+    "name", ["LyapunovSpectrumCallback", "DepthSpectrumCallback", "LyapunovEarlyStopping", "LyapunovConditioning"]
+)
 def test_each_option_has_a_type_and_a_text(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Oracle: the signature, and the first words that the docstring has for each argument."""
     kind = getattr(lightning_lyapunov, name)

@@ -99,8 +99,8 @@ def find(model: nn.Module, names: Names | None = None) -> tuple[dict[str, Found]
         raise ValueError(
             f"module: the model has no nn.RNN, nn.GRU, nn.LSTM or torch cell, and no layer of a library that is known."
             f"{told} A cell of your own is measured when it is named, module='name'; anything else recurrent by its "
-            "step, module={'name': step} with step(module, x, state) -> state, or an adapter. The model has "
-            f"{_listed(modules)}."
+            "step, module={'name': step} with step(module, x, state) -> state, or an adapter. For a network that is "
+            f"not recurrent there is DepthSpectrumCallback, across its depth. The model has {_listed(modules)}."
         )
     return found, unsupported
 

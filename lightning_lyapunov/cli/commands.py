@@ -21,6 +21,7 @@ from lightning_lyapunov.cli.writing import facts_of, one_line, plain, table_of, 
 from lightning_lyapunov.engine.measure import Driven, measure_layers, union_of_layers
 from lightning_lyapunov.engine.settings import Settings
 from lightning_lyapunov.monitoring.facts import Facts
+from lightning_lyapunov.reading.depth_history import DepthMeasurement
 
 SCORES = {
     "performance": "predicted final skill",
@@ -208,7 +209,7 @@ def report(
     """Write the HTML report of a run, from a checkpoint of it.
 
     Args:
-        checkpoint: A checkpoint of a Trainer that had a LyapunovSpectrumCallback.
+        checkpoint: A checkpoint of a Trainer that had a LyapunovSpectrumCallback, or a DepthSpectrumCallback.
         output: The page; beside the checkpoint if left out.
         prefix: Which callback's history, where there were several.
         title: Heading of the page.
@@ -217,6 +218,7 @@ def report(
     """
     from lightning_lyapunov.figures import LatentMap
     from lightning_lyapunov.report import write_report
+    from lightning_lyapunov.report_depth import write_depth_report
 
     content = loaded(checkpoint, trust_pickle)
     history = history_of(content, checkpoint, prefix)
@@ -225,6 +227,10 @@ def report(
         **{name: content[name] for name in ("epoch", "global_step") if name in content},
         **dict(content.get("hyper_parameters", {})),
     }
+    if history.kind is DepthMeasurement:
+        page = output or checkpoint.with_suffix(".html")
+        print(write_depth_report(history, page, settings=settings, title=title or f"The depth of {checkpoint.stem}"))
+        return
     page = write_report(
         history,
         output or checkpoint.with_suffix(".html"),

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from lightning_lyapunov.bank.__main__ import build_bank
 from lightning_lyapunov.cli.commands import bank_fit, bank_report, demo, report, score, spectrum
+from lightning_lyapunov.cli.depth import depth
 from lightning_lyapunov.cli.writing import one_line, tell
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -92,11 +93,11 @@ def _run(words: list[str]) -> int:
     }
     try:
         auto_cli(
-            {"spectrum": spectrum, "score": score, "report": report, "bank": bank, "demo": demo},
+            {"spectrum": spectrum, "depth": depth, "score": score, "report": report, "bank": bank, "demo": demo},
             args=words,
             parser_class=Parser,
             prog="lightning-lyapunov",
-            description="Lyapunov spectra of recurrent networks. --debug shows where an error comes from.",
+            description="Lyapunov spectra of recurrent and deep networks. --debug shows where an error comes from.",
         )
     except SystemExit as end:
         return int(end.code or OK)

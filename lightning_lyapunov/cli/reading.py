@@ -23,12 +23,16 @@ from lightning_lyapunov.cli.weights import load_weights
 from lightning_lyapunov.cli.writing import one_line
 from lightning_lyapunov.engine.spectrum import LyapunovSpectrum
 from lightning_lyapunov.monitoring.checkpoint import CALLBACK, histories_in
-from lightning_lyapunov.reading.history import History
+from lightning_lyapunov.reading.depth_history import DepthMeasurement
+from lightning_lyapunov.reading.history import History, Measurement
+from lightning_lyapunov.reading.kept import Kept
 
 FACTS: dict[str, Callable[[Any], Any]] = {
     "dimension": int, "steps": int, "sequences": int, "transient": int, "interval": float, "driven": bool,
 }  # fmt: skip
 """What a file tells of how a spectrum was measured."""
+KINDS: dict[str, type[Kept]] = {CALLBACK: Measurement, "DepthSpectrumCallback": DepthMeasurement}
+"""What the history of each callback is of."""
 LIGHTNING = "pytorch-lightning_version"
 """A key of every checkpoint of a Trainer."""
 
@@ -177,11 +181,13 @@ def _names_in(file: Path) -> str:
     return f" ({', '.join(names)})" if names else ""
 
 
-def history_of(content: Any, file: Path, prefix: str | None) -> History:
-    """The history of the callback with a prefix, or of the only one."""
+def history_of(content: Any, file: Path, prefix: str | None) -> History[Any]:
+    """The history of the callback with a prefix, or of the only one, of recurrent layers or across depth."""
     states = content.get("callbacks") if isinstance(content, dict) else None
+    found: dict[str, tuple[type[Kept], Any]] = {}
     try:
-        found = histories_in(content)
+        for callback, kind in KINDS.items():
+            found |= {name: (kind, state) for name, state in histories_in(content, callback).items()}
     except Exception as error:  # whatever a foreign file makes the parser of keys raise
         raise ValueError(f"checkpoint: {file} holds a state of no {CALLBACK}: {one_line(error)}") from error
     if not found:
@@ -191,8 +197,9 @@ def history_of(content: Any, file: Path, prefix: str | None) -> History:
     if prefix is None or prefix not in found:
         asked = "" if prefix is None else f"; got {prefix!r}"
         raise ValueError(f"prefix must be one of those in {file}, {', '.join(found)}{asked}.")
-    history = History(prefix)
-    history.load_state_dict(found[prefix])
+    kind, state = found[prefix]
+    history = History(prefix, kind)
+    history.load_state_dict(state)
     if not len(history):
         raise ValueError(f"checkpoint: {file} was written before the first measurement.")
     return history

@@ -106,7 +106,7 @@ def _measured(blocks: Sequence[Block], state: Tensor, settings: DepthSettings, a
     found = _leading(chain, steps, count, rank, settings)
     values, contributions = _along(steps, found.right, ends)
     gain, typical = _gains(chain, steps, found, settings)
-    own, change = _block_gains(steps, alive, settings)
+    own, change = _block_gains(steps, alive, settings), _changes(steps, alive, settings)
     missing = settings.k - count
     return DepthSpectrum(
         names=tuple(block.name for block in blocks),
@@ -224,18 +224,36 @@ def _gains(chain: Map, steps: BlockSteps, found: Leading, settings: DepthSetting
     return gain, torch.minimum(typical, gain)
 
 
-def _block_gains(steps: BlockSteps, alive: Tensor | None, settings: DepthSettings) -> tuple[Tensor, Tensor]:
-    """Gain and change ``(B, D)`` of each block alone, by random cotangents; exact for narrow ones."""
-    gains, changes = [], []
+def _block_gains(steps: BlockSteps, alive: Tensor | None, settings: DepthSettings) -> Tensor:
+    """Gain ``(B, D)`` of each block alone, by random cotangents; exact for narrow ones."""
+    gains = []
     for t in range(len(steps)):
         before, after = steps.states[t], steps.states[t + 1]
-        probes = _random(len(after), after[0].numel(), settings.probes, after, settings, t + 2)
+        probes = _random(len(after), after[0].numel(), settings.probes, after, settings, t + 3)
         probes = restricted(probes, _counting(alive, after))
         pulled = restricted(steps.pull(t, probes), _counting(alive, before))
-        squares = probes.square().sum((-2, -1))
-        gains.append((pulled.square().sum((-2, -1)) / squares).log() / 2)
+        gains.append((pulled.square().sum((-2, -1)) / probes.square().sum((-2, -1))).log() / 2)
+    return torch.stack(gains, 1)
+
+
+def _changes(steps: BlockSteps, alive: Tensor | None, settings: DepthSettings) -> Tensor:
+    """How much each block changes ``(B, D)`` what passes it: random tangents, as the blocks before have left them.
+
+    Not any tangents: behind a ReLU many directions are empty, and a block whose branch is dead passes on the others.
+    """
+    first = steps.states[0]
+    tangents = _random(len(first), first[0].numel(), settings.probes, first, settings, 2)
+    changes = []
+    for t in range(len(steps)):
+        before, after = steps.states[t], steps.states[t + 1]
+        tangents = restricted(tangents, _counting(alive, before))
+        length = torch.linalg.vector_norm(tangents, dim=-2, keepdim=True)
+        tangents = tangents / torch.where(length > 0, length, 1.0)
+        moved = steps.push(t, tangents)
         if before.shape == after.shape:
-            changes.append(((pulled - probes).square().sum((-2, -1)) / squares).log() / 2)
+            changed = restricted(moved - tangents, _counting(alive, after))
+            changes.append((changed.square().sum((-2, -1)) / tangents.square().sum((-2, -1))).log() / 2)
         else:
-            changes.append(torch.full_like(gains[-1], math.nan))
-    return torch.stack(gains, 1), torch.stack(changes, 1)
+            changes.append(moved.new_full((len(moved),), math.nan))
+        tangents = moved
+    return torch.stack(changes, 1)

@@ -40,8 +40,9 @@ class DepthSpectrum:
     block_gain_per_sample: Tensor
     """``(B, D)`` nats: the gain of each block alone."""
     block_change_per_sample: Tensor
-    r"""``(B, D)`` nats: :math:`\tfrac12\ln(\|J_l - 1\|_F^2 / n)`, how much a block changes what passes it;
-    :math:`-\infty` where all passes as it is, NaN where the width changes."""
+    r"""``(B, D)`` nats: :math:`\tfrac12\ln(\|J_l v - v\|^2 / \|v\|^2)`, how much a block changes random perturbations v
+    of the first state as they reach it; :math:`-\infty` where all pass as they are, NaN where the width changes or
+    nothing reaches it."""
     contributions_per_sample: Tensor
     """``(B, D, K)`` nats: share of each block in each singular value; over the blocks they sum to it."""
     state_growth_per_sample: Tensor
@@ -161,16 +162,18 @@ class DepthSpectrum:
     def merge(several: Sequence[DepthSpectrum]) -> DepthSpectrum:
         """That of all their samples, of one chain."""
         first = several[0]
-        told: dict[str, Any] = {f.name: getattr(first, f.name) for f in fields(DepthSpectrum)}
-        for name, value in told.items():
-            if isinstance(value, Tensor):
-                told[name] = torch.cat([getattr(one, name) for one in several])
-        return DepthSpectrum(**told | {"passes": max(one.passes for one in several)})
+        told: dict[str, Any] = {}
+        for name in (f.name for f in fields(DepthSpectrum)):
+            value = getattr(first, name)
+            told[name] = torch.cat([getattr(one, name) for one in several]) if isinstance(value, Tensor) else value
+        told["passes"] = max(one.passes for one in several)
+        return DepthSpectrum(**told)
 
     def to(self, device: torch.device | str) -> DepthSpectrum:
         """The same on another device."""
         told: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return DepthSpectrum(**{n: v.to(device) if isinstance(v, Tensor) else v for n, v in told.items()})
+        moved: dict[str, Any] = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in told.items()}
+        return DepthSpectrum(**moved)
 
     def __repr__(self) -> str:
         total, error = float(self.log_singular_values[0]), float(self.error[0])

@@ -3,7 +3,7 @@
 Everything that takes time is charged: recording, measuring, scoring, logging, pictures, the report. The cost of the
 last measurement predicts that of the next; before anything is known, a pilot, a small piece of the measurement, is
 timed. Where a whole measurement would break the budget it is made smaller: first of fewer sequences (wider error bars),
-then of fewer steps (less settles), then of fewer exponents, as far as these cost more than all that is beside them.
+then of fewer steps (less settles), then of fewer exponents, each as far as who measures says that it is worth it.
 Where not even the smallest fits, nothing is measured this time. A few measurements are promised and made in any case:
 these are cut to what a person would not wait for.
 """
@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, Literal
 
-from lightning_lyapunov.reading.history import read_state
+from lightning_lyapunov.reading.kept import read_state
 
 Kind = Literal["recording", "measuring", "scoring", "logging", "pictures", "report", "imports"]
 """What time is spent on. Imports are kept apart: a process pays for them once, whatever is done with them."""
@@ -29,8 +29,6 @@ LARGE = 2048
 """Dimension of a state from which on a pilot is of one sequence and a few steps: even these take half a second."""
 TRAINING_STEPS = 10
 """Training steps whose time a promised measurement may take, where that is longer."""
-FEWEST_SEQUENCES, FEWEST_STEPS, FEWEST_EXPONENTS = 4, 16, 32
-"""To which a measurement that could wait is cut at most: below, it says too little, or hardly costs less."""
 PILOT_STEPS = 8
 """Of a pilot, and of a promised measurement, at least."""
 CARE = 1.25
@@ -64,20 +62,31 @@ class Plan:
         columns = COLUMNS_BESIDE + self.k + self.k**2 / COLUMNS_BESIDE
         return self.sequences * (self.steps + STEPS_BESIDE) * columns
 
-    def smaller(self, fewest_steps: int = FEWEST_STEPS) -> Iterator[Plan]:
-        """This plan and all smaller ones, the largest first."""
-        plan = self
+    def smaller(self, fewest: Plan | None = None) -> Iterator[Plan]:
+        """This plan and all smaller ones, the largest first.
+
+        Args:
+            fewest: Of each no fewer; :data:`FEWEST` if None.
+        """
+        plan, fewest = self, fewest or FEWEST
         yield plan
-        for name, fewest in (("sequences", FEWEST_SEQUENCES), ("steps", fewest_steps), ("k", FEWEST_EXPONENTS)):
-            while (half := getattr(plan, name) // 2) >= fewest:
+        for name in ("sequences", "steps", "k"):
+            while (half := getattr(plan, name) // 2) >= getattr(fewest, name):
                 plan = replace(plan, **{name: half})
                 yield plan
+
+    def within(self, other: Plan) -> Plan:
+        """As much of it as another plan has."""
+        return Plan(min(self.sequences, other.sequences), min(self.steps, other.steps), min(self.k, other.k))
 
     @property
     def pilot(self) -> Plan:
         """A small piece of it, whose cost tells that of the whole."""
-        sequences, steps = min(self.sequences, FEWEST_SEQUENCES), min(self.steps, PILOT_STEPS)
-        return Plan(sequences, steps, min(self.k, FEWEST_EXPONENTS))
+        return self.within(replace(FEWEST, steps=PILOT_STEPS))
+
+
+FEWEST = Plan(4, 16, 32)
+"""To which a measurement that could wait is cut at most: below, it says too little, or hardly costs less."""
 
 
 class Budget:
@@ -201,12 +210,12 @@ class Budget:
 
     # ---------------------------------------------------------------- how much to measure
 
-    def pilot(self, plan: Plan, state_size: int = 0) -> Plan | None:
+    def pilot(self, plan: Plan, state_size: int = 0, fewest: Plan = FEWEST) -> Plan | None:
         """A small piece to measure first, as nothing is known of what a plan will take; None if it is needless.
 
         Where a larger plan is chosen afterwards, what the pilot measured is of no use but for its cost.
         """
-        pilot = plan.pilot
+        pilot = plan.within(fewest.pilot)
         if state_size >= LARGE:
             pilot = replace(pilot, sequences=1, steps=min(pilot.steps, 4))
         is_needless = self.share is None or self.costs or pilot.work >= plan.work
@@ -220,6 +229,7 @@ class Budget:
         promised: bool = False,
         training_step: float = 0.0,
         progress: float = 1.0,
+        fewest: Plan = FEWEST,
     ) -> Plan | None:
         """The largest plan that there is room for now.
 
@@ -231,6 +241,7 @@ class Budget:
                 smallest piece, with all exponents if that is quick enough.
             training_step: Seconds that a training step takes; 0 if not known yet.
             progress: As :meth:`allowed` takes it.
+            fewest: To which a measurement that could wait is cut at most.
 
         Returns:
             A plan; None where nothing fits, and nothing is promised.
@@ -244,8 +255,8 @@ class Budget:
             # those would leave nothing to draw in a short run.
             allowed = self.allowed(trained, progress)
             room = allowed - self.spent - min(self.ahead, allowed / 2)
-            return next((plan for plan in whole.smaller() if 2 * self.cost(plan) <= room), None)
-        plans = list(whole.smaller(PILOT_STEPS))
+            return next((plan for plan in whole.smaller(fewest) if 2 * self.cost(plan) <= room), None)
+        plans = list(whole.smaller(fewest.pilot))
         limit = max(TRAINING_STEPS * training_step, GRACE_SECONDS)
         quick = [plan for plan in plans if self.cost(plan) <= limit] or plans[-1:]
         smallest = min((plan for plan in quick if plan.k == quick[0].k), key=lambda plan: plan.work)

@@ -8,19 +8,20 @@ from typing import Any
 
 from lightning_lyapunov.monitoring.budget import Budget
 from lightning_lyapunov.monitoring.clock import Clock
-from lightning_lyapunov.reading.history import History, read_state
+from lightning_lyapunov.reading.history import History
+from lightning_lyapunov.reading.kept import read_state
 
 CALLBACK = "LyapunovSpectrumCallback"
-"""Whose state in a Trainer's checkpoint holds a history."""
+"""Whose state in a Trainer's checkpoint holds a history of recurrent layers."""
 _KINDS = {"history": object, "training_seconds": float, "budget": dict}
 
 
-def state_of(history: History, clock: Clock, budget: Budget) -> dict[str, Any]:
+def state_of(history: History[Any], clock: Clock, budget: Budget) -> dict[str, Any]:
     """Tensors and plain values only, as ``torch.load(weights_only=True)`` reads them."""
     return {"history": history.state_dict(), "training_seconds": clock.trained, "budget": budget.state_dict()}
 
 
-def restore(state: Mapping[str, Any], history: History, clock: Clock, budget: Budget) -> str:
+def restore(state: Mapping[str, Any], history: History[Any], clock: Clock, budget: Budget) -> str:
     """Go on from a state, with as much of it as another version of this package wrote and this one knows.
 
     Returns:
@@ -36,15 +37,19 @@ def restore(state: Mapping[str, Any], history: History, clock: Clock, budget: Bu
     return f"the checkpoint is of another version of this package ({'; '.join(amiss)}); what it lacks begins anew."
 
 
-def histories_in(content: Any) -> dict[str, Any]:
+def histories_in(content: Any, callback: str = CALLBACK) -> dict[str, Any]:
     """State of each history in what a Trainer wrote, by the prefix of its callback; nothing where it holds none.
+
+    Args:
+        content: The checkpoint.
+        callback: Name of the class whose histories they are.
 
     Raises:
         Exception: Whatever a foreign file makes the parser of keys raise.
     """
     states = content.get("callbacks") if isinstance(content, dict) else None
     return {
-        str(literal_eval(key.removeprefix(CALLBACK))["prefix"]): state["history"]
+        str(literal_eval(key.removeprefix(callback))["prefix"]): state["history"]
         for key, state in (states or {}).items()
-        if key.startswith(f"{CALLBACK}{{")
+        if key.startswith(f"{callback}{{")
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 from torch import nn
 
@@ -21,11 +21,10 @@ from lightning_lyapunov.engine.sequences import Sequences
 from lightning_lyapunov.engine.settings import Settings, Start
 from lightning_lyapunov.engine.spectrum import LyapunovSpectrum
 from lightning_lyapunov.monitoring.budget import Plan
-from lightning_lyapunov.monitoring.ranks import Ranks, share_out
+from lightning_lyapunov.monitoring.ranks import Offer, Ranks, Trouble, agreed, attempt, shares_of
 from lightning_lyapunov.monitoring.sharding import whole
+from lightning_lyapunov.monitoring.watch import Source, other_than
 
-T = TypeVar("T")
-Source = Literal["validation", "training"]
 _Recorded = tuple[Sequences, Any, int]
 """Inputs, state before them, dimension of the state."""
 
@@ -59,13 +58,6 @@ class Seen:
     """Steps of the longest sequence."""
     pieces: float | None
     """Mean steps of a sequence where rows begin anew inside a batch; None where none does."""
-
-
-@dataclass(frozen=True)
-class _Trouble:
-    """What came in the way of a rank."""
-
-    text: str
 
 
 class Layers:
@@ -194,8 +186,8 @@ class Layers:
     def _spectrum(
         self, ranks: Ranks, preferred: Source, plan: Plan, settings: Settings, warm_start: bool
     ) -> LyapunovSpectrum:
-        attempt = _attempt(lambda: self._offer(ranks, preferred, plan))
-        offers = _agreed(ranks.gather(attempt if isinstance(attempt, _Trouble) else attempt[0]))
+        mine_to_offer = attempt(lambda: self._offer(ranks, preferred, plan))
+        offers = agreed(ranks.gather(mine_to_offer if isinstance(mine_to_offer, Trouble) else mine_to_offer[0]))
         reached = self._reached(offers)
         self.seen = _seen(reached, offers, preferred)
         shares = {name: _shares(name, offers, plan.sequences) for name in reached}
@@ -204,9 +196,9 @@ class Layers:
 
         def measure_mine() -> dict[str, SystemTally]:
             mine: dict[str, Driven] = {}
-            if isinstance(attempt, _Trouble):  # all have agreed that there is none, unless rank zero speaks for all
-                raise ValueError(attempt.text)
-            recorded = attempt[1]
+            if isinstance(mine_to_offer, Trouble):  # all have agreed on none, unless rank zero speaks for all
+                raise ValueError(mine_to_offer.text)
+            recorded = mine_to_offer[1]
             for name, share in shares.items():
                 if share[me]:
                     probe = self._probe(name, preferred)
@@ -226,7 +218,7 @@ class Layers:
             tallies = measure_layers(mine, told)
             return tallies if len(offers) == 1 else {name: tally.to("cpu") for name, tally in tallies.items()}
 
-        everyone = _agreed(ranks.gather(_attempt(measure_mine)))
+        everyone = agreed(ranks.gather(attempt(measure_mine)))
         tallies = {name: SystemTally.merge([mine[name] for mine in everyone if name in mine]) for name in shares}
         is_complete = settings.k is None and all(tally.is_complete for tally in tallies.values())
         self._tell_of_weights(reached, preferred)
@@ -296,7 +288,7 @@ class Layers:
 
     def _probe(self, name: str, preferred: Source) -> Probe:
         probes = self._probes[name]
-        return probes[preferred] if probes[preferred].has_recorded else probes[_other(preferred)]
+        return probes[preferred] if probes[preferred].has_recorded else probes[other_than(preferred)]
 
     def _reached(self, offers: Sequence[_Offer]) -> list[str]:
         """The layers that inputs have reached on any rank, and that can be measured on all of them."""
@@ -326,14 +318,10 @@ class Layers:
                 )
 
 
-def _other(source: Source) -> Source:
-    return "training" if source == "validation" else "validation"
-
-
 def _seen(names: Sequence[str], offers: Sequence[_Offer], preferred: Source) -> Seen:
     """What there is to measure of the layers of these names."""
     fallen_back = {all(name in offer.second_choice for offer in offers) for name in names}
-    sources = {_other(preferred) if back else preferred for back in fallen_back}
+    sources = {other_than(preferred) if back else preferred for back in fallen_back}
     by_data = {offer.rank: offer for offer in reversed(offers)}  # ranks that see the same data count once
     return Seen(
         " and ".join(sorted(sources, reverse=True)),
@@ -345,14 +333,8 @@ def _seen(names: Sequence[str], offers: Sequence[_Offer], preferred: Source) -> 
 
 def _shares(name: str, offers: Sequence[_Offer], sequences: int) -> list[int]:
     """Sequences of a layer that each rank measures; those of ranks that see the same data count once."""
-    no_first_choice = all(name in offer.second_choice for offer in offers)
-    seen: set[int] = set()
-    there_are = []
-    for offer in offers:
-        counts = offer.rank not in seen and (no_first_choice or name not in offer.second_choice)
-        there_are.append(offer.sequences[name] if counts else 0)
-        seen.add(offer.rank)
-    return share_out(sequences, there_are)
+    own = [Offer(offer.rank, offer.sequences[name], name in offer.second_choice) for offer in offers]
+    return shares_of(own, sequences)
 
 
 @contextmanager
@@ -362,22 +344,6 @@ def _named(name: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-
-
-def _attempt(what: Callable[[], T]) -> T | _Trouble:
-    """What it returns, or what came in the way: a rank that gave up alone would leave the others waiting."""
-    try:
-        return what()
-    except Exception as error:
-        return _Trouble(str(error) or type(error).__name__)
-
-
-def _agreed(everyone: Sequence[T | _Trouble]) -> list[T]:
-    """What all ranks brought, if none of them is in trouble."""
-    for rank, brought in enumerate(everyone):
-        if isinstance(brought, _Trouble):
-            raise ValueError(brought.text + (f" (on rank {rank})" if len(everyone) > 1 else ""))
-    return [brought for brought in everyone if not isinstance(brought, _Trouble)]
 
 
 def _state_size(layer: nn.Module) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import distributed
@@ -64,6 +65,60 @@ def current_ranks() -> Ranks:
     """Those of the process group, if there is one."""
     there_are = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
     return ProcessGroup() if there_are else Ranks()
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What came in the way of a rank."""
+
+    text: str
+
+
+def attempt(what: Callable[[], T]) -> T | Trouble:
+    """What it returns, or what came in the way: a rank that gave up alone would leave the others waiting."""
+    try:
+        return what()
+    except Exception as error:
+        return Trouble(str(error) or type(error).__name__)
+
+
+def agreed(everyone: Sequence[T | Trouble]) -> list[T]:
+    """What all ranks brought, if none of them is in trouble.
+
+    Raises:
+        ValueError: If one is, with what came in its way.
+    """
+    for rank, brought in enumerate(everyone):
+        if isinstance(brought, Trouble):
+            raise ValueError(brought.text + (f" (on rank {rank})" if len(everyone) > 1 else ""))
+    return [brought for brought in everyone if not isinstance(brought, Trouble)]
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a rank could measure."""
+
+    data_rank: int
+    """Which share of the data it sees; those that see the same count once."""
+    count: int
+    is_second_choice: bool
+    """Whether it is not from where it is preferred: it counts if no rank has any from there."""
+
+
+def shares_of(offers: Sequence[Offer], wanted: int) -> list[int]:
+    """How many each rank measures of ``wanted`` in all.
+
+    >>> shares_of([Offer(0, 4, False), Offer(0, 4, False), Offer(1, 9, True)], 8)
+    [4, 0, 0]
+    """
+    no_first_choice = all(offer.is_second_choice for offer in offers)
+    seen: set[int] = set()
+    there_are = []
+    for offer in offers:
+        counts = offer.data_rank not in seen and (no_first_choice or not offer.is_second_choice)
+        there_are.append(offer.count if counts else 0)
+        seen.add(offer.data_rank)
+    return share_out(wanted, there_are)
 
 
 def share_out(wanted: int, there_are: Sequence[int]) -> list[int]:

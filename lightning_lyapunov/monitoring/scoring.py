@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -16,6 +17,9 @@ from lightning_lyapunov.engine.spectrum import LyapunovSpectrum
 from lightning_lyapunov.monitoring.facts import Facts
 from lightning_lyapunov.names import key_of
 from lightning_lyapunov.reading.conditions import FAMILIAR
+
+if TYPE_CHECKING:
+    from lightning_lyapunov.figures import LatentMap
 
 
 class Scoring:
@@ -33,6 +37,8 @@ class Scoring:
         """The scorer, while a fit runs on rank zero."""
         self.score: AeLLEScore | None = None
         """Of the last spectrum, if it could be scored."""
+        self._map: LatentMap | None = None
+        self._map_of: AeLLEScorer | None = None
 
     def load(self) -> None:
         """Get the scorer ready, if it can be had."""
@@ -49,6 +55,21 @@ class Scoring:
     def release(self) -> None:
         """Let go of the scorer."""
         self.ready = None
+
+    @property
+    def latent_map(self) -> LatentMap | None:
+        """The bank as the scorer sees it, made once; None if it sees nothing of it."""
+        if self.ready is None or self.ready is self._map_of:
+            return None if self.ready is None else self._map
+        from lightning_lyapunov.figures import LatentMap
+
+        self._map_of = self.ready
+        try:
+            with measuring(None, torch.device("cpu")), torch.device("cpu"):
+                self._map = LatentMap.of_bank(self.ready)
+        except Exception:  # a scorer of one's own may see spectra of another kind: then there is no such picture
+            self._map = None
+        return self._map
 
     def scores(
         self, spectrum: LyapunovSpectrum, layers: Sequence[nn.Module], updates: int, facts: Facts

@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from lightning_lyapunov.monitoring.loggers.trackers import STEP, log_measurement
-from lightning_lyapunov.monitoring.options import Options
-from lightning_lyapunov.names import key_of, selected, selection
+from lightning_lyapunov.monitoring.options import CommonOptions
+from lightning_lyapunov.names import key_of, selected
 
 Target: TypeAlias = Any
 """A ``SummaryWriter``, a run of Weights & Biases, a function ``(figures, step)``, or a logger of Lightning's."""
@@ -20,7 +20,7 @@ def write_figures(
     loggers: Sequence[Any],
     figures: Mapping[str, float],
     step: int,
-    options: Options,
+    options: CommonOptions,
     exponents: Tensor | None,
     refused: Callable[[Any, Exception], None],
     *,
@@ -33,16 +33,16 @@ def write_figures(
         figures: All there are, by name.
         step: Place on the loggers' axis.
         options: What was asked for.
-        exponents: (K,) nats per step.
+        exponents: (K,) nats, for a histogram; None: there are none.
         refused: Told of a logger that refused something: the logger and its error.
         epoch: Written beside the figures, if given.
     """
     prefix = options.prefix
-    chosen = selected(figures, selection(options.metrics, prefix))
+    chosen = selected(figures, options.logged, options.table)
     row: dict[str, float] = {key_of(name, prefix): value for name, value in chosen.items()}
     if epoch is not None:
         row["epoch"] = epoch
-    drawn = exponents if options.histogram else None
+    drawn = exponents if options.with_histogram else None
     for logger in loggers:
         try:
             log_measurement(logger, row, step, name=f"{prefix}/spectrum", exponents=drawn)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, get_origin, get_type_hints
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, cast
 
 import torch
 from torch import Tensor
@@ -14,6 +13,12 @@ from torch import Tensor
 from lightning_lyapunov.engine.spectrum import LyapunovSpectrum
 from lightning_lyapunov.names import current_name, name_of
 from lightning_lyapunov.reading.features import known_growth
+from lightning_lyapunov.reading.kept import Kept, read_state
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+else:
+    from typing import TypeVar
 
 LIMIT = 256
 """Measurements kept; when there are more, every second one is dropped, so that the whole run stays covered."""
@@ -24,8 +29,8 @@ FEWEST = 8
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """One measurement of a run."""
+class Measurement(Kept):
+    """One measurement of the recurrent layers of a network."""
 
     step: int
     """The Trainer's ``global_step``: updates made before it."""
@@ -96,6 +101,10 @@ class Measurement:
     softening: dict[str, float] = field(default_factory=dict)
     """Before the first update, of each layer that can be conditioned, by its name in the model: the factor on its
     recurrent weights that takes its largest exponent below 0; 1 where nothing grows."""
+
+    NEWER: ClassVar[tuple[str, ...]] = (
+        *("source", "sequences", "steps", "counted", "seen", "fewer", "softening", "skill", "cell", "speaks"),
+    )
 
     def __post_init__(self) -> None:
         if self.error is None and self.stderr is not None:
@@ -197,6 +206,16 @@ class Measurement:
             growth_of=name,
         )
 
+    @classmethod
+    def _repaired(cls, known: dict[str, Any], written: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        """Figures and layers as they are kept now."""
+        metrics, layers = known["metrics"], known.get("layers", {})
+        if "growth" not in written:  # of the time when metrics had the names that they are logged under
+            metrics = {name_of(str(key), prefix) or key: value for key, value in metrics.items()}
+        metrics = {current_name(str(key)): value for key, value in metrics.items()}
+        layers = {name: kept for name, values in layers.items() if (kept := _six_of(values))}
+        return known | {"metrics": metrics, "layers": layers}
+
 
 def _layer(part: LyapunovSpectrum) -> list[float]:
     """What is kept of one layer: see :attr:`Measurement.layers`."""
@@ -206,30 +225,45 @@ def _layer(part: LyapunovSpectrum) -> list[float]:
     return [*exponent, part.growth.gain, part.growth.gain_error, float(part.growth.log_singular_values[0])]
 
 
-class History:
-    """Measurements of a run, oldest first, thinned out evenly as they become many.
+def _six_of(values: Any) -> list[float]:
+    """What is kept of a layer: as it is, or from its largest exponent and standard error alone; else nothing."""
+    if not isinstance(values, list) or not all(isinstance(value, float | int) for value in values):
+        return []
+    return [values[0], 2 * values[1], 0.0, *[math.nan] * 3] if len(values) == 2 else values if len(values) == 6 else []
+
+
+if TYPE_CHECKING:
+    M = TypeVar("M", bound=Kept, default=Measurement)
+else:
+    M = TypeVar("M", bound=Kept)
+
+
+class History(Generic[M]):
+    """Measurements of a run, of one kind, oldest first, thinned out evenly as they become many.
 
     A callback that is used for several fits keeps them apart: iteration, length and figures are of the last run alone,
     those before it are :attr:`earlier`.
 
     Args:
         prefix: First part of the keys that their metrics are logged under: the callback's.
+        kind: What each of them is; of recurrent layers if None.
     """
 
-    def __init__(self, prefix: str = "lyapunov") -> None:
+    def __init__(self, prefix: str = "lyapunov", kind: type[M] | None = None) -> None:
         self.prefix = prefix
+        self.kind = kind or cast(type[M], Measurement)
         self._clear()
 
     def _clear(self) -> None:
-        self._measurements: list[Measurement] = []
+        self._measurements: list[M] = []
         self._stride = 1  # keep one measurement out of so many
         self._seen = 0
         self._bytes = 0  # of those kept
-        self._earlier: list[History] = []
+        self._earlier: list[History[M]] = []
         self._runs_before = 0
 
     @property
-    def earlier(self) -> tuple[History, ...]:
+    def earlier(self) -> tuple[History[M], ...]:
         """The runs before this one, oldest first, as far as they are kept: the oldest make room where it is needed."""
         return tuple(self._earlier)
 
@@ -242,31 +276,31 @@ class History:
         """Begin a new run; what was measured so far becomes the last of the earlier ones."""
         if not self._measurements:
             return
-        run = History(self.prefix)
+        run = History(self.prefix, self.kind)
         for name in ("_measurements", "_stride", "_seen", "_bytes"):
             setattr(run, name, getattr(self, name))
         self._earlier.append(run)
         self._runs_before += 1
         self._measurements, self._stride, self._seen, self._bytes = [], 1, 0, 0
 
-    def append(self, measurement: Measurement) -> None:
+    def append(self, measurement: M) -> None:
         """Add the newest measurement; the newest is always kept, and the first.
 
         One made after fewer updates than the last begins a new run: see :meth:`begin`.
         """
         is_next = bool(self._measurements) and measurement.step >= self._measurements[-1].step
         if is_next and (self._seen - 1) % self._stride:
-            self._bytes -= _bytes_of(self._measurements.pop())  # the newest so far was between two that are kept
+            self._bytes -= self._measurements.pop().size  # the newest so far was between two that are kept
         self._add(measurement)
         self._seen += 1
         self._make_room()
 
-    def _add(self, measurement: Measurement) -> None:
+    def _add(self, measurement: M) -> None:
         """Add it as it is, in a run of its own if it goes back."""
         if self._measurements and measurement.step < self._measurements[-1].step:
             self.begin()
         self._measurements.append(measurement)
-        self._bytes += _bytes_of(measurement)
+        self._bytes += measurement.size
 
     def _make_room(self) -> None:
         """Drop the oldest of the earlier runs, and where there are none, every second measurement but the newest."""
@@ -278,7 +312,7 @@ class History:
             if thinned[-1] is not self._measurements[-1]:
                 thinned.append(self._measurements[-1])
             self._measurements = thinned
-            self._bytes = sum(map(_bytes_of, thinned))
+            self._bytes = sum(measurement.size for measurement in thinned)
             self._stride *= 2
 
     def _is_too_large(self) -> bool:
@@ -289,10 +323,10 @@ class History:
     def __len__(self) -> int:
         return len(self._measurements)
 
-    def __iter__(self) -> Iterator[Measurement]:
+    def __iter__(self) -> Iterator[M]:
         return iter(self._measurements)
 
-    def __getitem__(self, index: int) -> Measurement:
+    def __getitem__(self, index: int) -> M:
         return self._measurements[index]
 
     def values(self, name: str) -> list[float]:
@@ -301,7 +335,11 @@ class History:
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only, so that a checkpoint loads under ``weights_only=True``."""
-        state = {"seen": self._seen, "stride": self._stride, "measurements": [_plain(m) for m in self]}
+        state = {
+            "seen": self._seen,
+            "stride": self._stride,
+            "measurements": [measurement.plain() for measurement in self],
+        }
         if self._runs_before:
             state |= {"earlier": [run.state_dict() for run in self._earlier], "runs_before": self._runs_before}
         return state
@@ -315,20 +353,15 @@ class History:
         known, amiss = read_state(state, _PARTS | _EARLIER, "history", optional=_EARLIER)
         self._clear()
         for written in known.get("earlier", []):
-            run = History(self.prefix)
+            run = History(self.prefix, self.kind)
             amiss += [trouble for trouble in run.load_state_dict(written) if trouble not in amiss]
             self._earlier += [one for one in (*run.earlier, run) if len(one)]
         self._runs_before = max(known.get("runs_before", 0), len(self._earlier))
         for written in known.get("measurements", []):
-            kept, troubles = read_state(written, _KINDS, "a measurement", optional=_NEW)
+            kept, troubles = self.kind.restored(written, self.prefix)
             amiss += [trouble for trouble in troubles if trouble not in amiss]
-            if kept.keys() >= _NEEDED:
-                if "growth" not in written:  # of the time when metrics had the names that they are logged under
-                    kept["metrics"] = {name_of(str(key), self.prefix) or key: v for key, v in kept["metrics"].items()}
-                kept["metrics"] = {current_name(str(key)): value for key, value in kept["metrics"].items()}
-                layers = {name: _six_of(values) for name, values in kept.get("layers", {}).items()}
-                kept["layers"] = {name: values for name, values in layers.items() if values}
-                self._add(Measurement(**kept))
+            if kept is not None:
+                self._add(kept)
         self._stride = max(1, known.get("stride", 1))
         self._seen = max(known.get("seen", 0), len(self))
         return amiss
@@ -337,66 +370,3 @@ class History:
 _PARTS = {"seen": int, "stride": int, "measurements": list}
 _EARLIER = {"earlier": list, "runs_before": int}
 """Of a history, these where there were runs before."""
-_KINDS = {name: dict if get_origin(hint) is dict else hint for name, hint in get_type_hints(Measurement).items()}
-"""What each field of a measurement is."""
-_NEEDED = {f.name for f in fields(Measurement) if f.default is MISSING and f.default_factory is MISSING}
-_NEW = ("source", "sequences", "steps", "counted", "seen", "fewer", "softening", "skill", "cell", "speaks")
-"""What an older version did not know, and is not missed in what it wrote."""
-
-
-def _six_of(values: Any) -> list[float]:
-    """What is kept of a layer: as it is, or from its largest exponent and standard error alone; else nothing."""
-    if not isinstance(values, list) or not all(isinstance(value, float | int) for value in values):
-        return []
-    return [values[0], 2 * values[1], 0.0, *[math.nan] * 3] if len(values) == 2 else values if len(values) == 6 else []
-
-
-def _plain(measurement: Measurement) -> dict[str, Any]:
-    """A measurement as a checkpoint takes it, and no more than it holds."""
-    state = {f.name: getattr(measurement, f.name) for f in fields(measurement)}
-    for name, value in state.items():
-        if isinstance(value, Tensor):
-            state[name] = value.clone()  # of a view, torch.save would write all that it is a view of
-        elif isinstance(value, str):
-            state[name] = sys.intern(value)
-        elif isinstance(value, dict):
-            state[name] = {sys.intern(key): item for key, item in value.items()}  # pickle writes one object once
-    return state
-
-
-def _bytes_of(measurement: Measurement) -> int:
-    """About what it takes in a checkpoint: each tensor is a file of its own there, and each number a few bytes."""
-    values = [getattr(measurement, f.name) for f in fields(measurement)]
-    tensors = [value for value in values if isinstance(value, Tensor)]
-    numbers = len(measurement.metrics) + 7 * len(measurement.layers) + len(measurement.softening)
-    return (
-        440
-        + len(measurement.fewer)
-        + len(measurement.cell)
-        + len(measurement.speaks or "")
-        + sum(400 + tensor.numel() * tensor.element_size() for tensor in tensors)
-        + 16 * numbers
-    )
-
-
-def read_state(
-    state: Any, kinds: Mapping[str, Any], of: str, optional: Collection[str] = ()
-) -> tuple[dict[str, Any], list[str]]:
-    """Of a state that another version may have written: the fields that are known and of the right kind.
-
-    Args:
-        state: What the checkpoint holds.
-        kinds: The fields that it should have, and the types of their values.
-        of: What it is the state of.
-        optional: Fields that it need not have.
-
-    Returns:
-        The good ones, and what was amiss with the others, in words.
-    """
-    if not isinstance(state, dict):
-        return {}, [f"{of} is {type(state).__name__}, not a dictionary"]
-    known = {name: state[name] for name, kind in kinds.items() if name in state and isinstance(state[name], kind)}
-    missing = [f"{of} has no {name}" for name in kinds if name not in state and name not in optional]
-    wrong = [f"{name} of {of} is {type(state[name]).__name__}" for name in kinds if name in state and name not in known]
-    unknown = [f"{name} of {of} is not known" for name in state if name not in kinds]
-    return known, missing + wrong + unknown

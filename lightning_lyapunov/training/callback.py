@@ -1,47 +1,26 @@
-"""The guest in a Trainer: Lightning's hooks, told to the session that watches the network."""
+"""The guest in a Trainer that measures recurrent layers: what it is told, and what it tells a scorer."""
 
 from __future__ import annotations
 
-import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
 
 from lightning_lyapunov.aelle import AeLLEScore, AeLLEScorer
 from lightning_lyapunov.engine.spectrum import LyapunovSpectrum
 from lightning_lyapunov.monitoring.budget import Budget
-from lightning_lyapunov.monitoring.checkpoint import restore, state_of
-from lightning_lyapunov.monitoring.clock import Clock
-from lightning_lyapunov.monitoring.notices import Notices
-from lightning_lyapunov.monitoring.options import Options
-from lightning_lyapunov.monitoring.session import Session, warn_of_failure
-from lightning_lyapunov.monitoring.sharding import why_not
+from lightning_lyapunov.monitoring.lyapunov_session import LyapunovSession
 from lightning_lyapunov.reading.history import History
 from lightning_lyapunov.reading.verdict import Verdict, verdict
-from lightning_lyapunov.training.logging import log_figures, logging_step
+from lightning_lyapunov.training.guest import Guest
 from lightning_lyapunov.training.optimisation import Optimisation
 from lightning_lyapunov.training.performance import Performance
-from lightning_lyapunov.training.pickling import added_to
-from lightning_lyapunov.training.ranks import TrainerRanks
-from lightning_lyapunov.training.schedule import Schedule, When
-from lightning_lyapunov.training.stock import warn_of_impatience, warn_of_skip
-
-ADVICE = (
-    " (EarlyStopping that monitors it needs strict=False to go on too; ModelCheckpoint that does cannot, before there "
-    "is a first value.)"
-)
-"""What becomes of those who monitor what could not be measured."""
 
 
-class LyapunovSpectrumCallback(pl.Callback):
+class LyapunovSpectrumCallback(Guest):
     r"""Measures the Lyapunov spectrum of a model's recurrent layers while it trains, and logs what it says.
 
     The layers are driven by the inputs that reach them in the model's own forward pass. A series of measurements has
@@ -188,6 +167,14 @@ class LyapunovSpectrumCallback(pl.Callback):
         trainer = Trainer(callbacks=[LyapunovSpectrumCallback(), stop])
     """
 
+    _session_type = LyapunovSession
+    _shown = "max"
+    _acts = "on_lyapunov_measurement"
+
+    history: History
+    spectrum: LyapunovSpectrum | None
+    _session: LyapunovSession | None
+
     def __init__(
         self,
         module: str | Sequence[str] | Mapping[str, Any] | None = None,
@@ -216,208 +203,54 @@ class LyapunovSpectrumCallback(pl.Callback):
         closed_loop: str | Callable[[Any], Any] | None = None,
         reference: str | Path | History | LyapunovSpectrum | Sequence[tuple[int, Any]] | None = None,
     ) -> None:
-        for name, count in {"every_n_epochs": every_n_epochs, "every_n_train_steps": every_n_train_steps}.items():
-            if count is not None and count < 1:
-                raise ValueError(f"{name} must be at least 1; got {count}.")
-        given = isinstance(module, Sequence) and not isinstance(module, str)
-        self.module = list(module) if given else module  # type: ignore[arg-type]
-        self.k, self.num_sequences, self.num_steps = k, num_sequences, num_steps
-        self.transient, self.interval, self.tolerance = transient, interval, tolerance
-        self.growth, self.warm_start, self.dtype = growth, warm_start, dtype
-        self.every_n_epochs, self.every_n_train_steps = every_n_epochs, every_n_train_steps
-        self.max_overhead, self.prefix, self.metrics = max_overhead, prefix, metrics
-        self.histogram, self.figures, self.report, self.prog_bar = histogram, figures, report, prog_bar
+        self.num_sequences, self.num_steps, self.histogram = num_sequences, num_steps, histogram
+        self.transient, self.interval, self.growth, self.warm_start = transient, interval, growth, warm_start
         self.scorer, self.performance, self.performance_range = scorer, performance, performance_range
         self.closed_loop, self.reference = closed_loop, reference
-        self._options()  # which checks them
-        self._history = History(prefix)
-        self._notices = Notices(type(self).__name__, rank_zero_info, _warn)
-        self._schedule = Schedule(every_n_epochs, every_n_train_steps)
-        self._begin(Budget(max_overhead))
-        self._is_resumed = False
-        self._model: weakref.ref[pl.LightningModule] | None = None
+        super().__init__(
+            module,
+            k=k,
+            dtype=dtype,
+            tolerance=tolerance,
+            every_n_epochs=every_n_epochs,
+            every_n_train_steps=every_n_train_steps,
+            max_overhead=max_overhead,
+            prefix=prefix,
+            metrics=metrics,
+            figures=figures,
+            report=report,
+            prog_bar=prog_bar,
+        )
 
     def _begin(self, budget: Budget) -> None:
-        self._budget, self._clock = budget, Clock(lambda: budget.away)
-        self._session: Session | None = None
+        super()._begin(budget)
         self._performance: Performance | None = None
         self._optimisation: Optimisation | None = None
-        self.spectrum: LyapunovSpectrum | None = None
         self.score: AeLLEScore | None = None
-        self._batch_began = 0.0
-        self._logged_at = 0  # place of the last measurement on the loggers' axis
-        self._has_warned_of_skip = False
-
-    def _options(self) -> Options:
-        """What the session is told: the arguments as they are now."""
-        return Options(**{name: getattr(self, name) for name in Options.names()})
-
-    @property
-    def history(self) -> History:
-        """What was measured in the last fit; of those before it :attr:`History.earlier`."""
-        return self._history
 
     @property
     def verdict(self) -> Verdict | None:
         """What to make of the fit so far: ``healthy``, ``watch`` or ``act``, with a sentence; None before the first."""
-        return verdict(self._history)
+        return verdict(self.history)
 
-    @property
-    def overhead(self) -> float:
-        """Share of the training time that all of it took so far, at the end the last pictures and the report too."""
-        return self._budget.spent / trained if (trained := self._clock.trained) > 0 else 0.0
+    # ---------------------------------------------------------------- what the scorer is told
 
-    # ---------------------------------------------------------------- being a guest
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse what cannot work, before anything has begun."""
-        if stage != "fit":
-            return
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        others = [c for c in callbacks if isinstance(c, LyapunovSpectrumCallback) and c is not self]
-        if any(other.prefix == self.prefix for other in others):
-            raise MisconfigurationException(
-                f"Two LyapunovSpectrumCallbacks use the prefix {self.prefix!r}; give one of them another prefix=."
-            )
-        if (reason := why_not(trainer.strategy)) is not None:
-            raise MisconfigurationException(f"{type(self).__name__}: {reason}")
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Find the layers, which ``configure_model`` may only just have made, and watch what drives them."""
-        self._release()
-        self._notices.begin()
-        is_same = self._model is not None and self._model() is pl_module  # a Trainer may fit another one afterwards
-        self._model = weakref.ref(pl_module)
-        goes_on = self._is_resumed or (trainer.global_step > 0 and len(self._history) > 0 and is_same)
-        budget, clock = self._budget, self._clock
-        self._begin(budget if goes_on else Budget(self.max_overhead))
-        if goes_on:
-            self._clock = clock
-        else:
-            self._history.begin()
-        self._is_resumed = False
-        self._schedule = Schedule(self.every_n_epochs, self.every_n_train_steps)
-        if trainer.barebones:
-            return  # a run without logging, made to time the training itself
-        try:
-            options = self._options()
-            self._session = Session(
-                pl_module,
-                options,
-                self._history,
-                self._budget,
-                self._clock,
-                self._notices,
-                TrainerRanks(trainer),
-                ADVICE,
-            )
-            self._performance = Performance(options, self._notices.tell)
-            self._optimisation = Optimisation(trainer, self._session, self._notices.tell)
-        except Exception as error:
-            warn_of_failure(self._notices, error, ADVICE)
-            return
-        if trainer.is_global_zero:
-            self._session.begin_logging(trainer.loggers)
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Take the hooks off again."""
-        if stage == "fit":
-            self._release()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Take the hooks off also when the fit breaks off: Lightning calls nothing else then."""
-        self._write_report(trainer)
-        self._release()
+    def _watching(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> LyapunovSession:
+        session = super()._watching(trainer, pl_module)
+        assert isinstance(session, LyapunovSession)
+        self._performance = Performance(session.options, self._notices.tell)
+        self._optimisation = Optimisation(trainer, session, self._notices.tell)
+        return session
 
     def _release(self) -> None:
-        self._clock.stop()
-        if self._session is not None:
-            self._session.close()
-        self._session = self._optimisation = None
-
-    # ---------------------------------------------------------------- what drives the layers
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Forget the inputs of an earlier epoch: the same rows come again, and the layers below have learnt since."""
-        if self._session is not None and self._schedule.at is not None:
-            self._session.layers.forget("training")
-
-    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Forget the inputs of an earlier validation: the layers below may have learnt since."""
-        if self._session is not None:
-            self._session.layers.forget("validation")
-
-    def on_validation_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Record the first validation batches."""
-        if self._session is not None:
-            self._session.layers.begin_batch("validation")
-            self._batch_began = time.perf_counter()
-
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Stop recording."""
-        if self._session is not None:
-            self._clock.note_forward(time.perf_counter() - self._batch_began)
-            self._session.layers.end_batch("validation")
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Record a training batch if it may be needed."""
-        if self._session is not None:
-            self._batch_began = time.perf_counter()
-            layers = self._session.layers
-            has_validation = layers.have_recorded("validation")
-            if self._schedule.is_worth_recording(
-                trainer, batch_idx, has_validation=has_validation, needed=layers.batches_needed
-            ):
-                layers.begin_batch("training")
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Measure within the epoch, where ``every_n_train_steps`` asks for it."""
-        if self._session is not None:
-            self._session.layers.end_batch("training")
-            if self.every_n_train_steps is not None and self._schedule.is_due(trainer, "training"):
-                self._measure_and_log(self._session, trainer, pl_module, "step")
-
-    # ---------------------------------------------------------------- when to measure
+        super()._release()
+        self._optimisation = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measure before the first update, on what the sanity check brought, if validation drives the series."""
-        with suppress(Exception):  # advice about other callbacks, of whatever kind they are, must not end a run
-            warn_of_impatience(trainer, self)
-        self._clock.start()
-        self._schedule.begin(trainer)
-        session = self._session
+        """Take the rates that training begins with, and measure before the first update."""
         if self._optimisation is not None:
             self._optimisation.begin_training(trainer)
-        if session is not None and self._schedule.source == "training":
-            session.layers.forget("validation")  # of the sanity check, which is not of this series
-        is_first = trainer.global_step == 0 and self._schedule.source == "validation"
-        if session is not None and is_first and session.has_recorded("validation"):
-            self._measure_and_log(session, trainer, pl_module, "before training")
-
-    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        """Measure before the first update, on the first training batch, if there was no sanity check."""
-        session = self._session
-        if session is None:
-            return
-        if trainer.global_step == 0 and self._schedule.at is None and session.has_recorded("training"):
-            self._clock.note_forward(time.perf_counter() - self._batch_began)
-            self._measure_and_log(session, trainer, pl_module, "before training")
-        # A closure that is evaluated again passes over the same rows; by hand it may be other rows, or later steps.
-        session.layers.end_turn("training", is_again=pl_module.automatic_optimization)
+        super().on_train_start(trainer, pl_module)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
@@ -426,146 +259,20 @@ class LyapunovSpectrumCallback(pl.Callback):
         if self._optimisation is not None:
             self._optimisation.note_gradient(trainer, optimizer, self._schedule)
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measure in time for whatever monitors at the end of validation."""
-        if self._session is not None and not trainer.sanity_checking and self._schedule.is_due(trainer, "validation"):
-            self._measure_and_log(self._session, trainer, pl_module, "validation")
-
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember what the validation came to: read again at a later measurement, it is no news."""
         if self._performance is not None and not trainer.sanity_checking:
             self._performance.note_validation(trainer)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measure if training drives the series and the weights have moved since the last time."""
-        if self._session is not None and self._schedule.is_due(trainer, "training"):
-            self._measure_and_log(self._session, trainer, pl_module, "epoch")
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measure the weights that training ends with, and draw the whole run once more."""
-        session = self._session
-        if session is None:
-            return
-        if self._schedule.has_moved(trainer) and session.has_recorded():
-            self._measure_and_log(session, trainer, pl_module, "end")
-        if trainer.is_global_zero and len(self._history):
-            session.end_logging(trainer.loggers, self._logged_at)
-        self._write_report(trainer)
-
-    # ---------------------------------------------------------------- measuring
-
-    def _measure_and_log(
-        self, session: Session, trainer: pl.Trainer, pl_module: pl.LightningModule, when: When
-    ) -> None:
-        """Measure on all ranks together and log the same on each; rank zero decides how much, and keeps the history."""
+    def _known(self, trainer: pl.Trainer) -> dict[str, Any]:
         assert self._performance is not None and self._optimisation is not None
         # On every rank: a metric may be reduced over them as it is read.
         performance = self._performance.so_far(trainer, self._schedule.at)
-        promised = when == "end" or self._schedule.is_promised()
-        with trainer.profiler.profile(f"[{type(self).__name__}]measure"):  # type: ignore[attr-defined]
-            figures = session.measure(
-                trainer.global_step,
-                trainer.current_epoch,
-                source=self._schedule.source,
-                is_partial=when == "before training" and trainer.training and not pl_module.automatic_optimization,
-                promised=promised,
-                progress=_progress(trainer),
-                facts=self._optimisation.facts(trainer, performance),
-            )
-        if figures is None and session.was_skipped:
-            if not self._has_warned_of_skip:
-                self._has_warned_of_skip = True
-                with suppress(Exception):
-                    warn_of_skip(trainer, self)
-            return
-        self._schedule.note(trainer)
-        if figures is None:
-            return
-        self.spectrum, self.score = session.spectrum, session.scoring.score
-        self._log(session, trainer, pl_module, figures, when)
-        if when != "end":
-            for other in trainer.callbacks:  # type: ignore[attr-defined]  # who acts on it, wherever in the list
-                if hasattr(other, "on_lyapunov_measurement"):
-                    other.on_lyapunov_measurement(trainer, self)
+        return {"facts": self._optimisation.facts(trainer, performance)}
 
-    def _log(
-        self,
-        session: Session,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        figures: Mapping[str, float],
-        when: When,
-    ) -> None:
-        self._logged_at = logging_step(trainer, when)
-        with self._budget.spending("logging"):
-            exponents = None if session.spectrum is None else session.spectrum.exponents
-            log_figures(trainer, figures, when, self._options(), exponents, session.warn_of_logger, self._notices.tell)
-            if self.prog_bar and when not in ("before training", "end"):
-                is_step = when == "step"
-                pl_module.log(
-                    f"{self.prefix}_max",
-                    figures["max"],
-                    prog_bar=True,
-                    logger=False,
-                    on_step=is_step,
-                    on_epoch=not is_step,
-                )
-        if trainer.is_global_zero:
-            session.tell_news()
-            if when != "end":
-                session.draw(trainer.loggers, self._logged_at)
-
-    def _write_report(self, trainer: pl.Trainer) -> None:
-        if self.report is not None and self._session is not None and trainer.is_global_zero:
-            self._session.write_report(self.report, self._arguments)
-
-    # ---------------------------------------------------------------- state
-
-    @property
-    def _arguments(self) -> dict[str, Any]:
-        """What the callback was told, by the names of its arguments."""
-        own = ("every_n_epochs", "every_n_train_steps", "report", "prog_bar")
-        return {name: getattr(self, name) for name in (*Options.names(), *own)}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Arguments and plain values: what Lightning hangs on a callback is not pickled, nor is the model."""
-        added = added_to(self, vars(LyapunovSpectrumCallback()))
-        return {"arguments": self._arguments, "state": self.state_dict(), "added": added}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """The callback that was pickled, its history with it; what it last measured is there as figures alone."""
-        LyapunovSpectrumCallback.__init__(self, **state["arguments"])
-        self.load_state_dict(state["state"])
-        self._is_resumed = False
-        vars(self).update(state["added"])
-
-    @property
-    def state_key(self) -> str:
-        """One per prefix and choice of layers."""
-        module = list(self.module) if isinstance(self.module, Mapping) else self.module
-        return self._generate_state_key(prefix=self.prefix, module=module)
-
-    def state_dict(self) -> dict[str, Any]:
-        """History and clocks: tensors and plain values only."""
-        return state_of(self._history, self._clock, self._budget)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint, with as much of it as another version of this package wrote and this one knows."""
-        self._is_resumed = True
-        if amiss := restore(state_dict, self._history, self._clock, self._budget):
-            self._notices.tell(amiss, warn=True, subject="state")
-
-
-def _progress(trainer: pl.Trainer) -> float:
-    """Share of the fit that is done; 1 where it has no end that is known."""
-    epochs, steps = trainer.max_epochs or 0, trainer.max_steps or 0
-    shares = [trainer.current_epoch / epochs] if epochs > 0 else []
-    shares += [trainer.global_step / steps] if steps > 0 else []
-    return min(max(shares, default=1.0), 1.0)
-
-
-def _warn(text: str) -> None:
-    rank_zero_warn(text, stacklevel=6)
+    def _take(self, session: Any) -> None:
+        super()._take(session)
+        self.score = session.scoring.score
 
 
 if hasattr(torch.serialization, "add_safe_globals"):  # a pickle of one holds its arguments and plain values

@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from lightning_lyapunov.monitoring.options import Options
+from lightning_lyapunov.monitoring.options import CommonOptions
 from lightning_lyapunov.monitoring.writers import write_figures
 from lightning_lyapunov.names import key_of, name_of, renaming, with_old_keys
 from lightning_lyapunov.training.schedule import When
@@ -18,7 +18,7 @@ def log_figures(
     trainer: pl.Trainer,
     figures: Mapping[str, float],
     when: When,
-    options: Options,
+    options: CommonOptions,
     spectrum: torch.Tensor | None,
     refused: Callable[[Any, Exception], None],
     tell: Callable[..., None],

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 from lightning_lyapunov.monitoring.facts import Facts
 from lightning_lyapunov.monitoring.gradient import GradientNorm
 from lightning_lyapunov.monitoring.learning import Learning
-from lightning_lyapunov.monitoring.session import Session
+from lightning_lyapunov.monitoring.lyapunov_session import LyapunovSession
 from lightning_lyapunov.training.schedule import Schedule
 
 
@@ -24,7 +24,7 @@ class Optimisation:
         tell: Says something once, with ``warn`` and ``subject``.
     """
 
-    def __init__(self, trainer: pl.Trainer, session: Session, tell: Callable[..., None]) -> None:
+    def __init__(self, trainer: pl.Trainer, session: LyapunovSession, tell: Callable[..., None]) -> None:
         self._session, self._tell = session, tell
         self._learning, self._gradient = Learning(), GradientNorm()
         with self._reading():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from lightning_lyapunov.monitoring.layers import Source
+from lightning_lyapunov.monitoring.watch import Source
 
 When = Literal["before training", "step", "validation", "epoch", "end"]
 """Moments at which a measurement is made."""
@@ -95,6 +95,14 @@ class Schedule:
             return False
         batches = trainer.num_training_batches
         return batch_idx == 0 or math.isinf(batches) or bool(batch_idx >= batches - recent)
+
+
+def progress_of(trainer: Any) -> float:
+    """Share of the fit that is done; 1 where it has no end that is known."""
+    epochs, steps = trainer.max_epochs or 0, trainer.max_steps or 0
+    shares = [trainer.current_epoch / epochs] if epochs > 0 else []
+    shares += [trainer.global_step / steps] if steps > 0 else []
+    return min(max(shares, default=1.0), 1.0)
 
 
 def _will_validate(trainer: Any) -> bool:

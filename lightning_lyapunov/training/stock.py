@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_lyapunov.names import MEASURED, ON_REQUEST, SCORED, current_name, name_of
+from lightning_lyapunov.names import SPECTRA, Table, current_name, name_of
 
 _FEWEST = 2
 """Measurements that stock EarlyStopping must see before it gives up: one that is no better may be so by chance."""
@@ -21,7 +21,7 @@ def warn_of_impatience(trainer: pl.Trainer, callback: Any) -> None:
     then all intervals are known. For a measurement that the budget leaves out there is :func:`warn_of_skip`.
     """
     for stopper in trainer.callbacks:  # type: ignore[attr-defined]
-        if not is_a(stopper, "EarlyStopping") or not is_key(stopper.monitor, callback.prefix):
+        if not is_a(stopper, "EarlyStopping") or not is_key(stopper.monitor, callback.prefix, _table_of(callback)):
             continue
         checks, patience = _checks_per_measurement(trainer, callback, stopper), stopper.patience
         if checks > 1 and patience < _FEWEST * checks:
@@ -51,7 +51,9 @@ def warn_of_skip(trainer: pl.Trainer, callback: Any) -> bool:
     warned = False
     for other in trainer.callbacks:  # type: ignore[attr-defined]
         is_stopper = is_a(other, "EarlyStopping")
-        if not (is_stopper or is_a(other, "ModelCheckpoint")) or not is_key(other.monitor, callback.prefix):
+        if not (is_stopper or is_a(other, "ModelCheckpoint")):
+            continue
+        if not is_key(other.monitor, callback.prefix, _table_of(callback)):
             continue
         if is_stopper:
             name = f"EarlyStopping(monitor={other.monitor!r}, patience={other.patience})"
@@ -100,11 +102,12 @@ def is_a(thing: object, name: str) -> bool:
     return any(kind.__name__ == name for kind in type(thing).__mro__)
 
 
-def is_key(key: str | None, prefix: str) -> bool:
-    """Whether a LyapunovSpectrumCallback of this prefix logs such a key."""
+def is_key(key: str | None, prefix: str, table: Table = SPECTRA) -> bool:
+    """Whether a callback of this prefix, whose figures are those of the table, logs such a key."""
     name = None if key is None else name_of(key, prefix)
-    if name is None:
-        return False
-    name = current_name(name)
-    is_of_a_layer = name.endswith("/max") and not name.startswith("aelle/")
-    return name in (*MEASURED, *ON_REQUEST, *SCORED) or is_of_a_layer
+    return name is not None and current_name(name) in table
+
+
+def _table_of(callback: Any) -> Table:
+    """Of the figures that a callback logs."""
+    return getattr(callback, "table", SPECTRA)

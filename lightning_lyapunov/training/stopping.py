@@ -12,9 +12,11 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_lyapunov.names import MEASURED, ON_REQUEST, SCORED, current_key, key_of, name_of, renaming
+from lightning_lyapunov.names import MEASURED, ON_REQUEST, SCORED, SPECTRA, current_key, key_of, name_of, renaming
+from lightning_lyapunov.names_depth import DEPTH
 from lightning_lyapunov.reading.conditions import FAILS, FAMILIAR, is_predicted_to_fail, score
-from lightning_lyapunov.reading.history import History, read_state
+from lightning_lyapunov.reading.history import History
+from lightning_lyapunov.reading.kept import read_state
 from lightning_lyapunov.reading.rates import AT_CHANCE
 from lightning_lyapunov.reading.state import what_is_left
 from lightning_lyapunov.reading.stops import (
@@ -29,8 +31,9 @@ from lightning_lyapunov.reading.stops import (
     shipped_rules,
 )
 from lightning_lyapunov.reading.words import in_words, over_a_sequence
+from lightning_lyapunov.training.guest import Guest
 from lightning_lyapunov.training.pickling import added_to
-from lightning_lyapunov.training.stock import is_a, is_key
+from lightning_lyapunov.training.stock import is_key
 
 
 class LyapunovEarlyStopping(pl.Callback):
@@ -74,7 +77,8 @@ class LyapunovEarlyStopping(pl.Callback):
 
     Args:
         conditions: One condition or several; None if a key is monitored alone.
-        monitor: Key to monitor, as "lyapunov/max" or "aelle/performance".
+        monitor: Key to monitor, as "lyapunov/max" or "aelle/performance"; of a
+            :class:`~lightning_lyapunov.DepthSpectrumCallback` as "depth/total", with its prefix.
         mode: Whether the monitored key should fall ("min") or rise ("max").
         patience: Measurements in a row at which a condition must hold, or the key not improve, before training stops.
         min_delta: What counts as an improvement of the monitored key, in its unit.
@@ -84,15 +88,15 @@ class LyapunovEarlyStopping(pl.Callback):
             that learns too, and of how often that is right nothing is known. None: as chosen on the bank.
         before_training: Whether the measurement before the first update counts. An initial network may be chaotic, or
             forget, as training has not yet shaped it; a prediction means the same there and always counts.
-        prefix: That of the LyapunovSpectrumCallback that measures.
+        prefix: That of the callback that measures.
 
     Attributes:
         reason: Why training was stopped, in words; None if it was not.
 
     Raises:
         ValueError: For an unknown condition or key, or an argument out of range.
-        MisconfigurationException: In ``setup``, if nothing measures under the prefix, or a score is needed and there
-            is no scorer.
+        MisconfigurationException: In ``setup``, if nothing measures under the prefix, or not what is asked for, or a
+            score is needed and there is no scorer.
 
     Example::
 
@@ -120,11 +124,12 @@ class LyapunovEarlyStopping(pl.Callback):
             raise ValueError(f"conditions or monitor is needed; conditions are {_listed(CONDITIONS)}.")
         if unknown := [condition for condition in chosen if condition not in CONDITIONS]:
             raise ValueError(f"conditions must be among {_listed(CONDITIONS)}; got {_listed(unknown)}.")
-        if monitor is not None and not is_key(monitor, prefix):
+        if monitor is not None and not (is_key(monitor, prefix) or is_key(monitor, prefix, DEPTH)):
             keys = [key_of(name, prefix) for name in (*MEASURED, *ON_REQUEST, *SCORED)]
             raise ValueError(
                 f"monitor must be a key measured under the prefix {prefix!r}: {', '.join(keys)}, or of one layer "
-                f"{prefix}/<layer>/max; got {monitor!r}. For other metrics there is Lightning's EarlyStopping."
+                f"{prefix}/<layer>/max; got {monitor!r}. Across depth keys have a prefix of their own, prefix='depth'; "
+                "for other metrics there is Lightning's EarlyStopping."
             )
         if monitor is not None and (renamed := renaming(monitor, prefix)):
             rank_zero_warn(f"LyapunovEarlyStopping: {renamed}", stacklevel=3)
@@ -159,21 +164,36 @@ class LyapunovEarlyStopping(pl.Callback):
             return
         self._begin()
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        measuring = {c.prefix: c for c in callbacks if is_a(c, "LyapunovSpectrumCallback")}
+        measuring = {c.prefix: c for c in callbacks if isinstance(c, Guest)}
         if self.prefix not in measuring:
             there_are = f"those have {_listed(measuring)}" if measuring else "there is none"
             raise MisconfigurationException(
                 "LyapunovEarlyStopping reads what a LyapunovSpectrumCallback of the same Trainer measures: add "
                 f"LyapunovSpectrumCallback(prefix={self.prefix!r}) to its callbacks; {there_are}."
             )
+        self._check_kind(measuring[self.prefix])
         scored = {"predicted_to_fail", *(key_of(name, self.prefix) for name in SCORED)}
         needing = [str(what) for what in (*self.conditions, self.monitor) if what in scored]
-        if needing and measuring[self.prefix].scorer is None:
+        if needing and getattr(measuring[self.prefix], "scorer", None) is None:
             raise MisconfigurationException(
                 f"LyapunovEarlyStopping({_listed(needing)}) needs scores, but the LyapunovSpectrumCallback has "
                 "scorer=None; scorer='general' is the pretrained one."
             )
         self._warn_of_never(knows_skill=getattr(measuring[self.prefix], "performance_range", None) is not None)
+
+    def _check_kind(self, measuring: Any) -> None:
+        """Refuse conditions and keys of another kind of measurement than is made under the prefix."""
+        kind = type(measuring).__name__
+        if self.conditions and measuring.table is not SPECTRA:
+            raise MisconfigurationException(
+                f"LyapunovEarlyStopping({_listed(self.conditions)}) judges what a LyapunovSpectrumCallback measures, "
+                f"but under the prefix {self.prefix!r} a {kind} does; a key of its own can be monitored."
+            )
+        if self.monitor is not None and not is_key(self.monitor, self.prefix, measuring.table):
+            raise MisconfigurationException(
+                f"LyapunovEarlyStopping(monitor={self.monitor!r}): the {kind} under the prefix {self.prefix!r} does "
+                "not measure that."
+            )
 
     def _warn_of_never(self, *, knows_skill: bool) -> None:
         """Say which conditions will end nothing, as they were not right often enough on the bank."""
@@ -192,7 +212,7 @@ class LyapunovEarlyStopping(pl.Callback):
 
         Args:
             trainer: The Trainer, on every rank.
-            callback: The LyapunovSpectrumCallback that has just measured and calls this, on every rank.
+            callback: That which has just measured and calls this, on every rank.
         """
         if callback.prefix != self.prefix or self.reason is not None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
@@ -207,9 +227,13 @@ class LyapunovEarlyStopping(pl.Callback):
                 f"{trainer.current_epoch}: {reason}"
             )
 
+    def on_depth_measurement(self, trainer: pl.Trainer, callback: Any) -> None:
+        """The same, of a measurement across depth."""
+        self.on_lyapunov_measurement(trainer, callback)
+
     # ---------------------------------------------------------------- deciding
 
-    def _decide(self, history: History) -> str | None:
+    def _decide(self, history: History[Any]) -> str | None:
         """Why to stop after the newest measurement, in words; None if not."""
         self._keep_to(history[-1].source)
         before_training = history[-1].step == 0 and not self.before_training
@@ -253,7 +277,7 @@ class LyapunovEarlyStopping(pl.Callback):
             return is_predicted_to_fail(history[-1], probability, self.familiarity)
         return rule.holds(list(history), self.patience)
 
-    def _stagnates(self, monitor: str, history: History) -> bool:
+    def _stagnates(self, monitor: str, history: History[Any]) -> bool:
         value = self._value(monitor, history)
         if math.isnan(value):
             self._tell_missing(monitor, history)
@@ -263,7 +287,7 @@ class LyapunovEarlyStopping(pl.Callback):
             self._best = value
         return self._count(monitor, gain <= self.min_delta) >= self.patience
 
-    def _value(self, monitor: str, history: History) -> float:
+    def _value(self, monitor: str, history: History[Any]) -> float:
         """The newest value of a key; NaN where it was not measured."""
         return history[-1].metrics.get(name_of(monitor, self.prefix) or "", math.nan)
 
@@ -287,7 +311,7 @@ class LyapunovEarlyStopping(pl.Callback):
             f"{familiarity:.2f}), and gave {self.probability:.0%} or more {times}"
         )
 
-    def _tell_missing(self, monitor: str, history: History) -> None:
+    def _tell_missing(self, monitor: str, history: History[Any]) -> None:
         if not self._missed:
             self._missed = True
             rank_zero_warn(

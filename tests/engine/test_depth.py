@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import jacrev, vmap
 
-from lightning_lyapunov.engine.depth import DepthSettings, measure_depth
+from lightning_lyapunov.engine.depth import DepthSettings, _random, measure_depth
 from lightning_lyapunov.engine.depth_spectrum import DepthSpectrum
 from lightning_lyapunov.engine.maps.blocks import BlockSteps, Function
 from lightning_lyapunov.engine.maps.families import module_map
@@ -143,9 +143,13 @@ def test_gain_and_block_gain_are_frobenius_norms() -> None:
     found = spectrum_of(layers, state)
     assert torch.allclose(found.gain_per_sample, (dense.square().sum((1, 2)) / 16).log() / 2, atol=1e-12)
     own = torch.stack([(j.square().sum((1, 2)) / 16).log() / 2 for j in each], 1)
-    change = torch.stack([((j - torch.eye(16)).square().sum((1, 2)) / 16).log() / 2 for j in each], 1)
+    change, tangents = [], _random(3, 16, 16, state, DepthSettings(), 2)
+    for j in each:
+        moved = j @ tangents
+        change.append(((moved - tangents).square().sum((1, 2)) / 16).log() / 2)
+        tangents = moved / torch.linalg.vector_norm(moved, dim=1, keepdim=True)
     assert torch.allclose(found.block_gain_per_sample, own, atol=1e-12)
-    assert torch.allclose(found.block_change_per_sample, change, atol=1e-12)
+    assert torch.allclose(found.block_change_per_sample, torch.stack(change, 1), atol=1e-12)
 
 
 def test_the_gain_of_a_wide_chain_comes_from_the_leading_directions_and_probes() -> None:
@@ -154,6 +158,20 @@ def test_the_gain_of_a_wide_chain_comes_from_the_leading_directions_and_probes()
     found = spectrum_of(layers, state)
     assert (found.gain_per_sample - true).abs().max() < 0.02
     assert (found.typical_per_sample <= found.gain_per_sample).all()
+
+
+@pytest.mark.parametrize("last", [torch.relu, lambda x: x])
+def test_a_dead_branch_changes_nothing(last: Layer) -> None:
+    """Also where a ReLU behind the skip leaves half of all directions empty, and its Jacobian is not the identity."""
+
+    def block(w: Tensor) -> Layer:
+        return lambda x: last(x + torch.tanh(x @ w.T))
+
+    weights = squares(40, 6, 0.5)
+    weights[3] = 0 * weights[3]
+    found = spectrum_of([block(w) for w in weights], gaussian(4, 40, seed=9))
+    assert found.block_change_per_sample[:, 3].isneginf().all()
+    assert (found.block_change[[0, 1, 2, 4, 5]] > -2).all()
 
 
 def test_the_gain_of_a_block_is_that_of_a_chain_of_it_alone() -> None:

@@ -11,17 +11,18 @@ PACKAGE = Path(__file__).parents[2] / "lightning_lyapunov"
 ENGINE = PACKAGE / "engine"
 
 ROOMS = (
-    *("names", "files", "engine", "capture", "reading", "conditioning", "aelle", "figures"),
-    *("report", "monitoring", "training"),
+    *("names", "names_depth", "files", "engine", "capture", "reading", "conditioning", "aelle", "figures"),
+    *("page", "report", "report_depth", "monitoring", "training"),
     *("bank", "demo", "cli", "__main__"),
 )
 """From the bottom up: each may import those before it."""
 KNOWN = {
     "names": set(),
+    "names_depth": {"names"},
     "files": set(),
     "engine": set(),
     "capture": {"engine"},
-    "reading": {"engine", "names"},
+    "reading": {"engine", "names", "names_depth"},
     "conditioning": {"engine", "reading"},
     "aelle": {"engine", "files"},
 }  # fmt: skip

@@ -65,6 +65,22 @@ def test_smaller_plans_have_fewer_sequences_first_then_fewer_steps_and_last_fewe
     ]  # fmt: skip
 
 
+def test_who_measures_says_what_is_fewest() -> None:
+    """Across depth a single sample is better than fewer singular values, and there are no steps."""
+    fewest = Plan(1, 1, 4)
+    plans = [(plan.sequences, plan.steps, plan.k) for plan in Plan(8, 1, 16).smaller(fewest)]
+    assert plans == [(8, 1, 16), (4, 1, 16), (2, 1, 16), (1, 1, 16), (1, 1, 8), (1, 1, 4)]
+    budget = Budget(0.03)
+    assert budget.pilot(Plan(8, 1, 16), fewest=fewest) == Plan(1, 1, 4)
+    assert budget.pilot(Plan(1, 1, 2), fewest=fewest) is None  # it is small enough itself
+    budget.note(Plan(1, 1, 4), 0.1)
+    assert budget.choose(Plan(8, 1, 4), 1e6, fewest=fewest) == Plan(8, 1, 4)
+    assert budget.choose(Plan(8, 1, 4), 10.0, fewest=fewest) == Plan(4, 1, 4)  # .9 s left, twice .36 needed
+    budget.note(Plan(1, 1, 4), 20.0)
+    assert budget.choose(Plan(8, 1, 4), 1.0, fewest=fewest) is None
+    assert budget.choose(Plan(8, 1, 4), 1.0, promised=True, fewest=fewest) == Plan(1, 1, 4)
+
+
 def plans_of(plan: Plan) -> list[Plan]:
     return list(plan.smaller())
 

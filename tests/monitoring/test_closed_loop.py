@@ -22,10 +22,10 @@ from lightning_lyapunov.monitoring import closed_loop
 from lightning_lyapunov.monitoring.budget import Budget
 from lightning_lyapunov.monitoring.clock import Clock
 from lightning_lyapunov.monitoring.closed_loop import FEWEST_STEPS, STEPS, ClosedLoop
+from lightning_lyapunov.monitoring.lyapunov_session import LyapunovSession
 from lightning_lyapunov.monitoring.notices import Notices
 from lightning_lyapunov.monitoring.options import Options
 from lightning_lyapunov.monitoring.ranks import Ranks
-from lightning_lyapunov.monitoring.session import Session
 from lightning_lyapunov.reading.history import History
 
 ALL: dict[str, Any] = {"max_overhead": None, "scorer": None, "figures": False}
@@ -332,7 +332,7 @@ def session_of(
     clock, notices = Clock(lambda: budget.away), Notices("Rank", print, print)
     budget.charge(spent, "pictures")
     clock.trained = trained
-    session = Session(model, options, History("lyapunov"), budget, clock, notices, ranks)
+    session = LyapunovSession(model, options, History("lyapunov"), budget, clock, notices, ranks)
     with session.record("training"), torch.no_grad():
         model(next(iter(waves()))[0])
     figures = session.measure(0, source="training", promised=True)

@@ -26,7 +26,7 @@ from lightning_lyapunov import AeLLEScore, AeLLEScorer, LyapunovMonitor, Lyapuno
 from lightning_lyapunov.monitoring import budget as budget_module
 from lightning_lyapunov.monitoring import clock as clock_module
 from lightning_lyapunov.monitoring.layers import Layers
-from lightning_lyapunov.monitoring.session import Session
+from lightning_lyapunov.monitoring.lyapunov_session import LyapunovSession
 from lightning_lyapunov.names import LOGGED, MEASURED, key_of
 
 ROWS, STEPS, HIDDEN = 8, 20, 5
@@ -510,10 +510,10 @@ def test_what_is_spent_stays_within_the_budget(
 def test_the_first_two_are_promised_and_a_failed_one_is_not_promised_again(monkeypatch: pytest.MonkeyPatch) -> None:
     promised: list[bool] = []
 
-    def measure(session: Session, *args: Any, **told: Any) -> None:
+    def measure(session: LyapunovSession, *args: Any, **told: Any) -> None:
         promised.append(told["promised"])
 
-    monkeypatch.setattr(Session, "measure", measure)
+    monkeypatch.setattr(LyapunovSession, "measure", measure)
     model = seeded()
     monitor = whole(model)
     for step, always in ((0, False), (10, False), (20, False), (30, True)):

@@ -13,10 +13,10 @@ from lightning_lyapunov.monitoring.budget import Budget, Plan
 from lightning_lyapunov.monitoring.clock import Clock
 from lightning_lyapunov.monitoring.facts import Facts
 from lightning_lyapunov.monitoring.layers import Layers
+from lightning_lyapunov.monitoring.lyapunov_session import FLOOR, MOST, LyapunovSession
 from lightning_lyapunov.monitoring.notices import Notices
 from lightning_lyapunov.monitoring.options import Options
 from lightning_lyapunov.monitoring.ranks import Ranks
-from lightning_lyapunov.monitoring.session import FLOOR, MOST, Session
 from lightning_lyapunov.reading.history import History
 
 ROWS, STEPS, HIDDEN = 6, 24, 5
@@ -31,7 +31,7 @@ class Watch:
         self.history, self.budget = History(told.prefix), Budget(told.max_overhead)
         self.clock = Clock(lambda: self.budget.away)
         notices = Notices("Watch", self.said.append, self.said.append)
-        self.session = Session(model, told, self.history, self.budget, self.clock, notices, ranks or Ranks())
+        self.session = LyapunovSession(model, told, self.history, self.budget, self.clock, notices, ranks or Ranks())
         self.model = model
 
     def see(self, x: Tensor, source: Any = "training") -> None:

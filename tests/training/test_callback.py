@@ -20,7 +20,7 @@ from lightning_lyapunov import LyapunovSpectrumCallback, lyapunov_spectrum
 from lightning_lyapunov.engine.frames import Frames
 from lightning_lyapunov.monitoring.budget import Plan
 from lightning_lyapunov.monitoring.layers import Layers
-from lightning_lyapunov.monitoring.session import FLOOR
+from lightning_lyapunov.monitoring.lyapunov_session import FLOOR
 from lightning_lyapunov.names import key_of
 
 pytestmark = pytest.mark.filterwarnings(

@@ -31,7 +31,7 @@ from lightning_lyapunov.monitoring.budget import Plan
 from lightning_lyapunov.reading.history import History, Measurement
 from lightning_lyapunov.reading.rules import findings
 from lightning_lyapunov.report import write_report
-from lightning_lyapunov.training import callback as module
+from lightning_lyapunov.training import guest as module
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*num_workers.*", "ignore:.*log_every_n_steps.*", "ignore:.*LeafSpec.*", "ignore:.*val_dataloader.*",

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 
-from lightning_lyapunov.engine.isolation import measuring
+from lightning_lyapunov.monitoring.loggers.charts import ChartsOf, charts_of_spectra
 from lightning_lyapunov.monitoring.loggers.trackers import log_pictures, log_table, prepare, takes_pictures
 from lightning_lyapunov.names import MEASURED, ON_REQUEST, QUANTITIES, SCORED, key_of
 from lightning_lyapunov.reading.history import History
-
-if TYPE_CHECKING:
-    from lightning_lyapunov.aelle import AeLLEScorer
-    from lightning_lyapunov.figures import LatentMap
 
 FIRST = 0.8
 """Seconds that drawing is expected to take before it was done."""
 COLUMNS = (*MEASURED, *ON_REQUEST, *SCORED)
 """What the table of measurements holds beside update, epoch and skill so far, as far as it is known."""
+FiguresOf: TypeAlias = Callable[[History[Any]], Mapping[str, Any]]
+"""What draws a history: matplotlib's figures, by name."""
 
 
 class Panels:
@@ -31,24 +28,34 @@ class Panels:
     Args:
         wanted: Whether any pictures are.
         refused: Told of a logger that refused something: the logger and its error.
+        charts: What makes the charts of a dashboard.
+        columns: Names of the figures that the table of measurements holds, as far as they are known.
+        beside: What else it holds: headings, each with the field of a measurement.
 
     Attributes:
         seconds: What drawing is expected to take: as long as the last time.
     """
 
-    def __init__(self, wanted: bool, refused: Callable[[Any, Exception], None]) -> None:
+    def __init__(
+        self,
+        wanted: bool,
+        refused: Callable[[Any, Exception], None],
+        *,
+        charts: ChartsOf = charts_of_spectra,
+        columns: Sequence[str] = COLUMNS,
+        beside: Sequence[tuple[str, str]] = (("skill so far", "reached"),),
+    ) -> None:
         self._wanted, self._refused = wanted, refused
+        self._charts, self._columns, self._beside = charts, columns, beside
         self.seconds = FIRST
         self._measurements = 0
         self._drawn_at: int | None = None  # update of the last ones
-        self._map: LatentMap | None = None
-        self._map_of: AeLLEScorer | None = None
 
     def begin(self, loggers: Sequence[Any], prefix: str, names: Sequence[str] = tuple(QUANTITIES)) -> None:
         """Tell the loggers how to group what is to come, the figures of these names."""
         self._measurements, self._drawn_at = 0, None
         for logger in loggers:
-            self._try(logger, prepare, prefix, names)
+            self._try(logger, prepare, prefix, names, self._charts)
 
     def stop(self) -> None:
         """Draw no more."""
@@ -72,14 +79,14 @@ class Panels:
         """
         import lightning_lyapunov.figures  # noqa: F401
 
-    def draw(self, loggers: Sequence[Any], history: History, step: int, scorer: AeLLEScorer | None) -> None:
+    def draw(self, loggers: Sequence[Any], history: History[Any], step: int, figures: FiguresOf) -> None:
         """Draw a history and write the pictures, unless those of the last measurement were drawn already.
 
         Args:
             loggers: What is written to.
             history: What was measured; at least one measurement.
             step: Place on the loggers' axis.
-            scorer: Whose map the run's path is drawn on.
+            figures: What draws it.
 
         Raises:
             ImportError: Without matplotlib.
@@ -88,42 +95,35 @@ class Panels:
             return
         self.load()
         start = time.perf_counter()
-        pictures = self._pictures(history, scorer)
+        pictures = self._pictures(history, figures)
         for logger in filter(takes_pictures, loggers):
             self._try(logger, log_pictures, pictures, step)
         self._drawn_at, self.seconds = history[-1].step, time.perf_counter() - start
 
-    def close(self, loggers: Sequence[Any], history: History, step: int) -> None:
+    def close(self, loggers: Sequence[Any], history: History[Any], step: int) -> None:
         """Write the table of all measurements, once a run."""
-        names = [name for name in COLUMNS if not all(map(math.isnan, history.values(name)))]
+        names = [name for name in self._columns if not all(map(math.isnan, history.values(name)))]
         values = [history.values(name) for name in names]
         rows = [
-            [m.step, m.epoch, m.reached, *(None if math.isnan(column[i]) else column[i] for column in values)]
+            [
+                m.step,
+                m.epoch,
+                *(getattr(m, field) for _, field in self._beside),
+                *(None if math.isnan(column[i]) else column[i] for column in values),
+            ]
             for i, m in enumerate(history)
         ]
-        columns = ["update", "epoch", "skill so far", *(key_of(name, history.prefix) for name in names)]
+        columns = [
+            "update",
+            "epoch",
+            *(heading for heading, _ in self._beside),
+            *(key_of(name, history.prefix) for name in names),
+        ]
         for logger in loggers:
             self._try(logger, log_table, f"{history.prefix}/measurements", columns, rows, step)
 
-    def _pictures(self, history: History, scorer: AeLLEScorer | None) -> dict[str, Any]:
-        from lightning_lyapunov.figures import figures_of
-
-        figures = figures_of(history, self.map_for(scorer))
-        return {f"{history.prefix}_figures/{name}": _pixels(figure) for name, figure in figures.items()}
-
-    def map_for(self, scorer: AeLLEScorer | None) -> LatentMap | None:
-        """The bank as this scorer sees it, made once; None if it sees nothing of it."""
-        if scorer is None or scorer is self._map_of:
-            return None if scorer is None else self._map
-        from lightning_lyapunov.figures import LatentMap
-
-        self._map_of = scorer
-        try:
-            with measuring(None, torch.device("cpu")), torch.device("cpu"):
-                self._map = LatentMap.of_bank(scorer)
-        except Exception:  # a scorer of one's own may see spectra of another kind: then there is no such picture
-            self._map = None
-        return self._map
+    def _pictures(self, history: History[Any], figures: FiguresOf) -> dict[str, Any]:
+        return {f"{history.prefix}_figures/{name}": _pixels(figure) for name, figure in figures(history).items()}
 
     def _try(self, logger: Any, write: Callable[..., None], *what: Any) -> None:
         try:

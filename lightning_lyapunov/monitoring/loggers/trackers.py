@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from torch import Tensor
 
-from lightning_lyapunov.names import OF_A_LAYER, QUANTITIES, key_of
+from lightning_lyapunov.monitoring.loggers.charts import ChartsOf, Interval, charts_of_spectra
+from lightning_lyapunov.names import QUANTITIES, key_of
 
+_LAID_OUT: WeakKeyDictionary[Any, dict[str, dict[str, list[Any]]]] = WeakKeyDictionary()
+"""The charts of each writer so far: several callbacks may log to one."""
 Pictures = Mapping[str, Any]
 """By tag, arrays ``(height, width, 3)`` of bytes."""
 STEP = "trainer/global_step"
@@ -31,17 +36,22 @@ def takes_pictures(logger: Any) -> bool:
     return bool(kinds & {"TensorBoardLogger", "WandbLogger", "MLFlowLogger"}) or hasattr(logger, "log_image")
 
 
-def prepare(logger: Any, prefix: str, names: Sequence[str] = tuple(QUANTITIES)) -> None:
+def prepare(
+    logger: Any, prefix: str, names: Sequence[str] = tuple(QUANTITIES), charts: ChartsOf = charts_of_spectra
+) -> None:
     """Group the scalars: a layout of charts in TensorBoard, the step axis in Weights & Biases.
 
     Args:
         logger: What is written to.
         prefix: That of the keys.
         names: Of what will be logged, as :func:`~lightning_lyapunov.names.selection` tells them.
+        charts: What makes the charts.
     """
     kinds = _kinds(logger)
-    if "TensorBoardLogger" in kinds and (layout := _layout(prefix, names)):
-        logger.experiment.add_custom_scalars(layout)
+    if "TensorBoardLogger" in kinds and (layout := _layout(prefix, names, charts)):
+        writer = logger.experiment
+        _LAID_OUT[writer] = _LAID_OUT.get(writer, {}) | layout
+        writer.add_custom_scalars(_LAID_OUT[writer])  # of several the page shows the last alone
     elif "WandbLogger" in kinds:
         run = logger.experiment
         # Lightning's own rule for all metrics is missing where a run was open before.
@@ -49,56 +59,23 @@ def prepare(logger: Any, prefix: str, names: Sequence[str] = tuple(QUANTITIES)) 
             run.define_metric(f"{group}/*", step_metric=STEP)
 
 
-def _layout(prefix: str, names: Sequence[str] = tuple(QUANTITIES)) -> dict[str, dict[str, list[Any]]]:
+def _layout(
+    prefix: str, names: Sequence[str] = tuple(QUANTITIES), charts: ChartsOf = charts_of_spectra
+) -> dict[str, dict[str, list[Any]]]:
     """Charts of what is logged, by category.
 
     Tags are regular expressions, but for those of a margin: where one of its three is missing, it shows an error.
     """
-    interval = ("aelle/performance", "aelle/performance_low", "aelle/performance_high")
-    title = "Lyapunov" if prefix == "lyapunov" else f"Lyapunov: {prefix}"
-
-    def titled(*about: str) -> str:
-        told = [name for name in about if name in names] or list(about)
-        unit = QUANTITIES[told[0]].unit
-        return ", ".join(QUANTITIES[name].title for name in told) + (f" ({unit})" if unit else "")
-
-    ends = [word for word, name in _ENDS.items() if f"aelle/{name}" in names]
-    pages = {
-        title: {
-            f"{titled('max')}: above 0 chaos, where settled": ("max", OF_A_LAYER),
-            f"{titled('gradient_gain')} over a sequence, and at most": ("gradient_gain", "gradient_growth"),
-            titled("near_zero_fraction", "unstable_fraction"): ("near_zero_fraction", "unstable_fraction"),
-            f"{titled('gradient_horizon')}: a gradient changes e-fold": ("gradient_horizon",),
-            titled("kaplan_yorke_dimension"): ("kaplan_yorke_dimension",),
-            titled("trusted_fraction", "settled_fraction", "overhead"): (
-                *("trusted_fraction", "settled_fraction", "overhead"),
-            ),
-        },
-        f"{title}: prediction": {
-            "final skill and its 80 % interval": interval,
-            "final skill" + " with and without the spectrum" * ("aelle/baseline" in names): (
-                *("aelle/performance", "aelle/baseline"),
-            ),
-            ", ".join(ends): (
-                *("aelle/failure_probability", "aelle/takeoff_probability", "aelle/ends_stable_probability"),
-            ),
-            "familiarity: below 0.3 the others are a guess": ("aelle/familiarity",),
-        },
-    }
     layout: dict[str, dict[str, list[Any]]] = {}
-    for page, charts in pages.items():
-        for text, about in charts.items():
+    for page, rows in charts(prefix, names).items():
+        for text, about in rows.items():
             logged = [name for name in about if name in names]
-            if logged == list(interval):
-                layout.setdefault(page, {})[text] = ["Margin", [key_of(name, prefix) for name in interval]]
-            elif logged and about is not interval:
-                tags = [".+/max" if name == OF_A_LAYER else name for name in logged]
+            if not isinstance(about, Interval) and logged:
+                tags = [re.sub("<.*>", ".+", name) for name in logged]
                 layout.setdefault(page, {})[text] = ["Multiline", [f"^{key_of(tag, prefix)}$" for tag in tags]]
+            elif logged and len(logged) == len(about):
+                layout.setdefault(page, {})[text] = ["Margin", [key_of(name, prefix) for name in logged]]
     return layout
-
-
-_ENDS = {"fails": "failure_probability", "takes off": "takeoff_probability", "ends stable": "ends_stable_probability"}
-"""How a run may end, in words, and the probability of it."""
 
 
 def log_measurement(
