@@ -606,7 +606,7 @@ class TestRanks:
         net.load_state_dict({name.removeprefix("net."): torch.tensor(v) for name, v in first["state"].items()})
         x = torch.cat([images(8, 10)[0][:4], images(2, 11)[0]])  # 4 of 8, and the 2 there are
         expected = with_its_settings(net, x).per_sample
-        assert_close(torch.tensor(first["per sample"]), expected)
+        assert_close(torch.tensor(first["per sample"]), expected, 0.05)  # each rank ends its iteration by itself
         without = on_ranks(2, on_a_rank, tmp_path / "without", ViT, False, -1)
         assert [rank["state"] for rank in without] == [first["state"], second["state"]]
 
