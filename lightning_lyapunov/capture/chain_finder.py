@@ -22,12 +22,12 @@ from lightning_lyapunov.capture.chain_paths import (
     is_block,
     is_silent,
     kind_of,
+    name_of_kind,
     size_of,
 )
 from lightning_lyapunov.capture.chain_plan import ChainPlan as ChainPlan
 from lightning_lyapunov.capture.chain_plan import Link, listed
 from lightning_lyapunov.capture.flow import Flow, ModuleCall
-from lightning_lyapunov.capture.stepping import class_name
 
 BlockNames: TypeAlias = "str | Sequence[str]"
 """A container whose blocks to take, a block, or the blocks themselves in order."""
@@ -149,7 +149,7 @@ def _plan(paths: Paths, stretch: Stretch, kinds: set[object], *, by_layers: bool
         links.append(
             Link(
                 head.name if number == 1 else f"{head.name}#{number}",
-                class_name(head.module),
+                name_of_kind(head.module),
                 tuple(call.module for call in row),
                 by_layers or not kinds or kind_of(head.module) in kinds,
                 any(call in stretch.conditional for call in row),
@@ -253,7 +253,7 @@ def _between(flow: Flow, last: ModuleCall, calls: list[ModuleCall]) -> list[Modu
 
 
 def _check_is_link(call: ModuleCall) -> None:
-    kind = f"{call.name or 'the model'} ({class_name(call.module)})"
+    kind = f"{call.name or 'the model'} ({name_of_kind(call.module)})"
     if call.obstacle == "integers":
         raise ValueError(
             f"module: {kind} is given integers, and a chain begins with a state of floating type: begin behind the "
@@ -272,7 +272,7 @@ def _check_is_link(call: ModuleCall) -> None:
 def _no_chain(flow: Flow, paths: Paths, repeating: Iterable[ChainPlan], name: str = "") -> str:
     modules = {call.name: call.module for call in flow.calls if call.name}
     blocks = {name: module for name, module in modules.items() if is_block(module)} or modules
-    has = listed([f"{one} ({class_name(module)})" for one, module in blocks.items()]) or "no parts"
+    has = listed([f"{one} ({name_of_kind(module)})" for one, module in blocks.items()]) or "no parts"
     told = [
         f"module: found no three blocks in a row{f' in {name!r}' if name else ''}; the model has {has}; name them: "
         "module='encoder.layers', or give callables to depth_spectrum."

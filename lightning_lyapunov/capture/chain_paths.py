@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
-from lightning_lyapunov.capture.flow import Flow, ModuleCall
+from lightning_lyapunov.capture.flow import WEIGHTS, Flow, ModuleCall
 from lightning_lyapunov.capture.tokens import Token
 
 FEWEST = 3
@@ -24,9 +25,14 @@ _DROPS = re.compile(r"Drop(out|Path|Block|Connect)|StochasticDepth|^Identity$")
 
 def kind_of(module: nn.Module) -> Any:
     """What tells blocks of one kind: the class; of a plain sequence also the kinds of what is in it."""
-    if type(module) in (nn.Sequential, nn.ModuleList):
-        return type(module), tuple(kind_of(child) for child in module.children())
-    return type(module)
+    kind = type_before_parametrizations(module)
+    return (kind, tuple(kind_of(child) for child in module.children())) if kind is nn.Sequential else kind
+
+
+def name_of_kind(module: nn.Module) -> str:
+    """The name of its class, as its author wrote it."""
+    name = getattr(module, "original_name", None)
+    return name if isinstance(name, str) else type_before_parametrizations(module).__name__
 
 
 def holds_weights(module: nn.Module) -> bool:
@@ -36,7 +42,7 @@ def holds_weights(module: nn.Module) -> bool:
 
 def is_block(module: nn.Module) -> bool:
     """Whether there are parts in it that hold weights; a norm with an activation in it is no block."""
-    return any(holds_weights(child) for child in module.children())
+    return any(holds_weights(child) for name, child in module.named_children() if name != WEIGHTS)
 
 
 def is_silent(module: nn.Module) -> bool:
@@ -290,7 +296,7 @@ class Paths:
 
     def _obstacle(self, call: ModuleCall) -> str:
         """Why a call cannot be a link, whatever comes before it; empty if it can."""
-        kind = f"{call.name} ({type(call.module).__name__})"
+        kind = f"{call.name} ({name_of_kind(call.module)})"
         if isinstance(call.module, torch.jit.ScriptModule) and holds_weights(call.module):
             return (
                 f"{kind} is scripted or traced, which hides what it does: train the plain module, and script it "
@@ -328,7 +334,7 @@ def skip_of(call: ModuleCall, path: Sequence[ModuleCall], nearest: int | None) -
     state = "its own state" if nearest == own else f"the state before {path[nearest].name}"
     given = f"what was computed from {state}" if nearest == own else f"{state}, or what was computed from it,"
     return (
-        f"{call.name} ({type(call.module).__name__}) is given {given} as another argument: a derivative of the links "
+        f"{call.name} ({name_of_kind(call.module)}) is given {given} as another argument: a derivative of the links "
         "one by one would miss that way round. Put the skip and what it goes round into one module, and name these; or "
         "give callables to depth_spectrum"
     )

@@ -307,7 +307,6 @@ class ChainProbe:
         if watch is None or not watch.flow.calls or self.known.refusal is not None:
             return
         start = time.perf_counter()
-        was_paused, watch.is_paused = watch.is_paused, True
         flow, trouble = watch.flow, watch.trouble
         watch.begin_anew()
         had_room = self._recorder.begin_anew()
@@ -321,7 +320,6 @@ class ChainProbe:
         except Exception as error:  # told when the measurement is due, and never in the user's training
             self._trouble = ValueError(f"module: the blocks could not be called again: {error}")
         finally:
-            watch.is_paused = was_paused
             self._own_seconds += time.perf_counter() - start
 
     def _take_from(self, flow: Flow, *, had_room: bool) -> None:

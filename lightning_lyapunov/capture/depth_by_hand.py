@@ -220,7 +220,7 @@ def _of_network(
     is_several = isinstance(inputs, tuple) and not hasattr(inputs, "_fields")
     args = inputs if is_several else () if isinstance(inputs, Mapping) else (inputs,)
     kwargs = dict(inputs) if isinstance(inputs, Mapping) else {}
-    probe = ChainProbe(network, module, samples or 1 << 30)
+    probe = ChainProbe(network, module, samples or 1 << 30, most=None)
     try:
         with _left_alone(network):
             probe.begin_batch(keep_latest=True)

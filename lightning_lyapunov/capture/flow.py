@@ -25,6 +25,8 @@ from lightning_lyapunov.capture.tokens import Token, Tokens, size_of, tensors_of
 
 _Node: TypeAlias = "tuple[int, int]"
 """A tensor in the graph of gradients: the number of the operation it comes from, and which of its outputs it is."""
+WEIGHTS = "parametrizations"
+"""Where torch holds modules that compute weights, and take no states."""
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module")
 MOST_NODES = 2000
 """Operations that are gone back through to see what an argument depends on."""
@@ -334,7 +336,7 @@ def watchable(model: nn.Module) -> tuple[dict[nn.Module, str], bool]:
     found: dict[nn.Module, str] = {}
     hidden: set[nn.Module] = set()
     for name, module in model.named_modules():
-        if module in hidden:
+        if module in hidden or WEIGHTS in name.split("."):
             continue
         found[module] = shown(name)
         if _runs_compiled(module):

@@ -217,6 +217,29 @@ def test_skips_are_found_where_the_block_takes_the_sum_and_the_skip() -> None:
         assert plan.names == ["0", "1", "2", "3"] and set(plan.kinds) == {"Layer"}
 
 
+def test_what_is_inside_the_last_block_is_no_part_of_the_chain() -> None:
+    """Where a block is made of layers of a kind that also leads into the chain."""
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.act = nn.Sequential(nn.Linear(8, 8)), nn.Tanh()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(self.linear(x))
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Sequential(Layer(), Layer())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.layer(x)
+
+    net = nn.Sequential(Layer(), *(Block() for _ in range(4)))
+    assert found(net, ROWS).names == ["1", "2", "3", "4"]
+
+
 def test_the_largest_of_several_chains_is_taken_and_decoders_count_half() -> None:
     class Two(nn.Module):
         def __init__(self, small: int, large: int) -> None:
@@ -257,6 +280,13 @@ def test_two_passes_through_the_same_blocks_are_two_runs_and_no_repetition() -> 
     flow = flow_of(net, lambda: (net(x), net(x + 1)))
     plan = find_chain(flow)
     assert plan.names == [f"blocks.{place}" for place in range(4)] and len(runs_of(flow, plan)) == 2
+
+
+def test_runs_through_a_layer_that_is_called_again_do_not_overlap() -> None:
+    net, x = chains.Tied(), inputs_of(TOKENS)
+    flow = flow_of(net, lambda: net(x))
+    runs = runs_of(flow, find_chain(flow, ["layer", "layer"]))
+    assert len(runs) == 2 and runs[0][1][0].after == runs[1][0][0].before
 
 
 def test_passes_side_by_side_are_told_apart() -> None:
@@ -322,6 +352,21 @@ def test_modules_without_weights_may_repeat() -> None:
     assert found(Plain(), ROWS).names == ["a", "b", "c"]
 
 
+def test_weights_that_are_computed_make_no_other_kind() -> None:
+    """Torch gives each such module a class of its own, and modules inside that take weights."""
+    plain = nn.Sequential(*(nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)) for _ in range(3)))
+    assert found(plain, ROWS).words == "3 blocks 0 ... 2 (Linear)"
+    vit = chains.ViT()
+    for block in vit.blocks:
+        nn.utils.parametrizations.weight_norm(block.mlp.fc1)
+        nn.utils.parametrizations.orthogonal(block.attn.proj)
+    assert found(vit, (2, 3, 8, 8)).words == "4 blocks blocks.0 ... blocks.3 (PreNorm)"
+    pairs = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(3)))
+    for pair in pairs:
+        nn.utils.parametrizations.weight_norm(pair[0])
+    assert found(pairs, ROWS).words == "3 blocks 0 ... 2 (Sequential)"
+
+
 def test_samples_may_be_on_the_second_axis() -> None:
     plan = found(chains.encoder(), (6, 2, 8), rows=1)
     assert plan.names == ["layers.0", "layers.1", "layers.2"] and plan.shapes[0] == (6, 2, 8)
@@ -339,6 +384,14 @@ def test_a_skip_that_goes_round_a_block_is_refused(mode: str) -> None:
     names = [f"layers.{layer}.{part}" for layer in range(2) for part in range(3)]
     with pytest.raises(ValueError, match=r"layers.0.2 \(Residual\) is given"):
         found(chains.SkipsOutside(), TOKENS, names, mode=mode)
+
+
+def test_layers_inside_a_block_are_not_taken_where_the_blocks_are_refused() -> None:
+    net = chains.SkipsOutside()
+    for place in range(4):
+        net.layers[place][1] = nn.Sequential(*(nn.Linear(8, 8) for _ in range(3)))
+    with pytest.raises(ValueError, match=r"layers.0.2 \(Residual\) is given"):
+        found(net, TOKENS)
 
 
 def test_a_skip_that_has_been_worked_on_is_seen_by_the_graph_of_gradients() -> None:

@@ -140,6 +140,33 @@ def test_derivatives_are_those_of_the_network(mode: str) -> None:
     torch.testing.assert_close(pulled, expected)
 
 
+def test_a_state_that_is_given_several_times_is_one_state() -> None:
+    """As in attention(x, x, x): it is moved everywhere."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mlp = chains.Mlp(8)
+
+        def forward(self, x: Tensor, *, keys: list[Tensor]) -> Tensor:
+            return self.mlp(x) * keys[0]
+
+    class Doubled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(Twice() for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for block in self.blocks:
+                x = block(x, keys=[x, torch.ones(())])
+            return x
+
+    net, x = Doubled(), tokens()
+    blocks, state, _ = probe_of(net, lambda: net(x)).states()
+    other = torch.randn_like(state)
+    torch.testing.assert_close(through(blocks, other), net(other).detach())
+
+
 def test_a_cache_is_left_out_and_not_touched() -> None:
     plain, cached = chains.Rotary(), chains.Rotary(cached=True)
     cached.load_state_dict(plain.state_dict())
@@ -226,6 +253,16 @@ def test_in_training_the_statistics_of_the_batch_are_constants() -> None:
     torch.testing.assert_close(through(blocks, state), expected[:2], rtol=1e-3, atol=1e-4)
     untrained = last_state(net, net.layer4[1], lambda: net(x.clone()))
     assert (through(blocks, state) - untrained[:2]).norm() > 0.5 * expected[:2].norm()
+
+
+def test_what_was_recorded_stays_what_it_was_when_the_network_goes_on() -> None:
+    """In eval mode by then, its running statistics moved."""
+    net, x = chains.ResNet(), image()
+    probe = probe_of(net, lambda: net(x.clone()))
+    before = through(*probe.states()[:2])
+    passed(net, lambda: net(image() * 5))
+    net.eval()
+    assert torch.equal(through(*probe.states()[:2]), before) and not net.training
 
 
 def test_in_validation_the_running_ones_count() -> None:
@@ -321,6 +358,23 @@ def test_what_is_drawn_in_training_is_proved_from_the_random_state_of_later_batc
         record(probe, net, lambda: net(x))
         assert torch.equal(torch.get_rng_state(), expected)
         assert len(probe.known.proof.open) == left and probe.known.refusal is None
+
+
+def test_what_a_pass_in_training_writes_down_is_as_it_was_before_for_the_replay() -> None:
+    """As the iteration of a spectral norm."""
+    blocks = [nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Tanh()) for _ in range(3)]
+    for block in blocks:
+        nn.utils.parametrizations.spectral_norm(block[0])
+    net = nn.Sequential(*blocks)
+    probe = probe_of(net, lambda: net(tokens()))
+    assert probe.known.proof.open == {0, 1, 2}
+    proved = []
+    for place in range(3):
+        for block in blocks:
+            block[0].parametrizations.weight.original.data.normal_()  # to which a single iteration does not come
+        record(probe, net, lambda: net(tokens()))
+        proved += [place] if place not in probe.known.proof.open else []
+    assert proved == [0, 1, 2] and probe.known.refusal is None
 
 
 def test_the_random_state_shows_what_keeps_a_state_of_its_own() -> None:
@@ -420,6 +474,14 @@ def test_autocast_is_as_it_was_in_the_replay_and_off_in_the_measurement(kind: to
     blocks, state, _ = probe.states()
     assert not probe.known.proof.open and state.dtype == torch.float32
     torch.testing.assert_close(through(blocks, state), net.eval().blocks(state), rtol=1e-5, atol=1e-6)
+    plain = chains.mlp()  # whose states are of that type
+
+    def run_plain() -> Tensor:
+        with torch.autocast("cpu", kind):
+            return plain(torch.ones(4, 8))
+
+    probe = probe_of(plain, run_plain, module=["2", "3", "4"])
+    assert probe.states()[1].dtype == torch.float32 and not probe.known.proof.open
 
 
 def test_a_replay_within_autocast_leaves_nothing_in_its_cache() -> None:
@@ -664,6 +726,12 @@ def test_batches_of_different_lengths_are_not_laid_side_by_side() -> None:
     probe = probe_of(net, lambda: net(ids(2, 6)), lambda: net(ids(3, 5)), lambda: net(ids(2, 6)), samples=8)
     assert probe.states()[1].shape == (4, 6, 8) or probe.states()[1].shape == (3, 5, 8)
     assert len(through(*probe.states()[:2])) == len(probe.states()[1])
+
+
+def test_images_of_different_sizes_are_not_laid_side_by_side() -> None:
+    net = chains.ResNet()
+    probe = probe_of(net, lambda: net(image(2, 16)), lambda: net(image(1, 32)), samples=4, mode="evaluating")
+    assert probe.states()[1].shape == (2, 4, 8, 8) and probe.extent.samples == 3
 
 
 def test_masks_go_with_their_samples_from_batch_to_batch() -> None:
