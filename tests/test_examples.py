@@ -186,6 +186,50 @@ def test_page_names_tests_that_are_there(page: str) -> None:
     assert named <= set(re.findall(r"^ *def (test_\w+)", tests, re.MULTILINE))
 
 
+@pytest.fixture(scope="module")
+def depth_gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("depth_gallery")
+    run("depth_gallery", "--output", directory)
+    return directory
+
+
+FAULTS = {
+    "healthy": "passes",
+    "exploding": "explodes",
+    "vanishing": "vanishes",
+    "dead-branch": "dead_branch",
+    "idle-late": "idle_late",
+}
+"""The state that the diagnosis across depth finds in each network of the gallery, by the end of its training."""
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_each_network_of_the_depth_gallery_has_its_fault_and_is_cured(name: str, depth_gallery: Path) -> None:
+    """A guess is right in a tenth of cases."""
+    for directory in (depth_gallery, DOCS / "depth-gallery"):
+        said = " ".join((directory / f"{name}.txt").read_text(encoding="utf-8").split())
+        before, after = said.partition("cure:")[::2]
+        assert f"[{FAULTS[name]}]" in before.partition("after training:")[2]
+        assert (directory / f"{name}.png").stat().st_size > 10_000
+        if name == "healthy":
+            assert not after and not {f"[{state}]" for state in FAULTS.values()} - {"[passes]"} & set(said.split())
+            continue
+        assert f"[{FAULTS[name]}]" not in after and "[passes]" in after
+        failed, cured = (float(share) for share in re.findall(r"(\d+)% (?:before|after)", after))
+        assert cured > 85 and (failed < 30 or name in ("dead-branch", "idle-late"))
+        seconds = [float(time) for time in re.findall(r"(\d+) s ", after)]
+        assert name != "idle-late" or seconds[1] < seconds[0]
+
+
+def test_the_page_across_depth_quotes_its_gallery() -> None:
+    page = (DOCS / "depth.md").read_text(encoding="utf-8")
+    for name in FAULTS:
+        said = (DOCS / "depth-gallery" / f"{name}.txt").read_text(encoding="utf-8")
+        assert f"depth-gallery/{name}.png" in page and f"depth-gallery/{name}.txt" in page
+        shares = re.findall(r"accuracy (\d+)% before, (\d+)% after", said)
+        assert all(f"{before} % → {after} %" in page for before, after in shares)
+
+
 def test_pages_link_to_files_that_are_there() -> None:
     """Within the repository; the site has some of its files under other names."""
     renamed = re.findall(r'"([\w.]+)": "benchmarks/', (DOCS / "building.py").read_text(encoding="utf-8"))
