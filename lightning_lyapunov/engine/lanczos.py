@@ -32,6 +32,8 @@ _ROUNDING = 16.0
 """Units in the last place, times the root of the number of values, below the largest at which rounding hides others."""
 _AGREE = 1e-2
 """Share of their size by which products with J and with its transpose may differ: float32 leaves far less."""
+_NOTHING = 100.0
+"""Units in the last place to which what passes may shrink and be more than rounding."""
 
 
 class Map:
@@ -132,11 +134,11 @@ def leading(chain: Map, start: Tensor, k: int, rank: int, effort: Effort) -> Lea
     left, pulled = start, chain.pull(start)
     if left.shape[-1] >= min(left.shape[1], rank):
         right, _ = _ritz(pulled)
-        _check(left, pulled, right[..., :1], chain.push(right[..., :1]))
+        _check(chain, left, pulled, right[..., :1], chain.push(right[..., :1]))
         return Leading(right[..., :k], left, pulled, pulled.new_zeros(len(pulled), k))
     fresh = _new(pulled, None, rank)
     right, pushed = fresh, chain.push(fresh)
-    _check(left, pulled, right, pushed)
+    _check(chain, left, pulled, right, pushed)
     error = pulled.new_full((len(pulled), k), torch.inf)
     for made in range(1, effort.most + 1):
         vectors, values, inner = _decomposed(pushed)
@@ -159,16 +161,23 @@ def leading(chain: Map, start: Tensor, k: int, rank: int, effort: Effort) -> Lea
     return Leading(best[..., :k], left, pulled, error)
 
 
-def _check(left: Tensor, pulled: Tensor, right: Tensor, pushed: Tensor) -> None:
+def _check(chain: Map, left: Tensor, pulled: Tensor, right: Tensor, pushed: Tensor) -> None:
     """Compare u · J v with Jᵀ u · v, which are one number.
 
     Raises:
-        ValueError: If they differ by more than rounding.
+        ValueError: If they differ by more than rounding, or rounding is all there is.
     """
+    assert chain.scale is not None
     forward, back = left.mT @ pushed, pulled.mT @ right
     size = torch.linalg.matrix_norm(forward) + torch.linalg.matrix_norm(back)
     apart = torch.linalg.matrix_norm(forward - back)
-    if bool((apart > _AGREE * size).any()):
+    differs = apart > _AGREE * size
+    if bool((differs & (chain.scale < math.log(_NOTHING * torch.finfo(forward.dtype).eps))).any()):
+        raise ValueError(
+            "what the blocks let through is no more than rounding leaves: one of them takes out all that it is given, "
+            "as a normalisation does whose groups hold a single value each."
+        )
+    if bool(differs.any()):
         share = float((apart / size).nan_to_num().max())
         raise ValueError(
             f"the blocks' derivatives forward and back differ by {share:.0%}: one of them is not that of the block. "

@@ -459,6 +459,14 @@ def test_derivatives_that_do_not_belong_together_are_refused(n: int) -> None:
         spectrum_of([Wrong.apply], gaussian(2, n, seed=9))
 
 
+@pytest.mark.parametrize("n", [8, 32])
+def test_a_chain_that_lets_nothing_but_rounding_through_is_refused(n: int) -> None:
+    torch.manual_seed(0)
+    blocks = [Function(one, "block") for one in (nn.Linear(n, n), nn.GroupNorm(n, n), nn.Linear(n, n))]
+    with pytest.raises(ValueError, match="no more than rounding leaves: one of them takes out all that it is given"):
+        measure_depth(blocks, torch.randn(2, n, generator=generator(1)), DepthSettings())
+
+
 def test_a_chain_in_which_nothing_is_left() -> None:
     found = spectrum_of([torch.tanh, lambda x: x * 0, torch.tanh], gaussian(2, 30, seed=9))
     assert found.per_sample.isneginf().all() and found.trusted.all() and found.gain == -math.inf
