@@ -27,7 +27,7 @@ from lightning_lyapunov.engine.precision import widest_dtype
 DENSE = 24
 """Width of the last state up to which all of it is pulled back at once."""
 PROBES = 4
-"""Random gradients that tell what the leading directions leave out of the gain."""
+"""Random gradients, at most, that tell what the leading directions leave out of the gain."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def _gains(chain: Map, steps: BlockSteps, found: Leading, settings: DepthSetting
         random = random / restricted(found.left[..., : random.shape[1]], counts).square().sum(-2)
     whole = squares.sum(-1)
     if left < width:
-        probes = restricted(_random(len(last), width, PROBES, last, settings, 1), counts)
+        probes = restricted(_random(len(last), width, min(settings.probes, PROBES), last, settings, 1), counts)
         outside = probes - found.left @ (found.left.mT @ probes)
         outside = outside / torch.linalg.vector_norm(outside, dim=-2, keepdim=True)
         whole = whole + chain.pull(outside).square().sum(-2).mean(-1) * (entries - left)
@@ -226,11 +226,12 @@ def _gains(chain: Map, steps: BlockSteps, found: Leading, settings: DepthSetting
 
 def _block_gains(steps: BlockSteps, alive: Tensor | None, settings: DepthSettings) -> Tensor:
     """Gain ``(B, D)`` of each block alone, by random cotangents; exact for narrow ones."""
-    gains = []
+    gains, drawn = [], dict[int, Tensor]()
     for t in range(len(steps)):
         before, after = steps.states[t], steps.states[t + 1]
-        probes = _random(len(after), after[0].numel(), settings.probes, after, settings, t + 3)
-        probes = restricted(probes, _counting(alive, after))
+        if (width := after[0].numel()) not in drawn:
+            drawn[width] = _random(len(after), width, settings.probes, after, settings, 3)
+        probes = restricted(drawn[width], _counting(alive, after))
         pulled = restricted(steps.pull(t, probes), _counting(alive, before))
         gains.append((pulled.square().sum((-2, -1)) / probes.square().sum((-2, -1))).log() / 2)
     return torch.stack(gains, 1)

@@ -94,10 +94,10 @@ class DepthSpectrum:
 
     @property
     def trusted(self) -> Tensor:
-        """(K,) bool: found to within .05 nats, of all samples; or beyond the rank of the chain, and known to be."""
-        found = (self.iteration_error <= TRUSTED) & ~self.per_sample.isnan()
-        is_dead = self.per_sample[:, :1].isneginf()
-        return (found | self._is_beyond_rank | is_dead).all(0)
+        """(K,) bool: found to within .05 nats, mean over samples; or beyond the rank of the chain, and known to be."""
+        found = (self.iteration_error.mean(0) <= TRUSTED) & ~self.per_sample.isnan().any(0)
+        is_dead = self.per_sample[:, :1].isneginf().all()
+        return found | self._is_beyond_rank.all(0) | is_dead
 
     @property
     def _is_beyond_rank(self) -> Tensor:

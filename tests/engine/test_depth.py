@@ -156,7 +156,7 @@ def test_the_gain_of_a_wide_chain_comes_from_the_leading_directions_and_probes()
     layers, state = network("residual", 128, 12), gaussian(8, 128, seed=9)
     true = (product(layers, state).square().sum((1, 2)) / 128).log() / 2
     found = spectrum_of(layers, state)
-    assert (found.gain_per_sample - true).abs().max() < 0.02
+    assert (found.gain_per_sample - true).abs().max() < 0.03
     assert (found.typical_per_sample <= found.gain_per_sample).all()
 
 
