@@ -78,7 +78,7 @@ def test_the_thresholds_are_always_in_sight_with_what_they_mean() -> None:
         low, high = figure.axes[0].get_ylim()
         assert low < -5 and high > 10 and low < total < high
     told = all_words(depth_over_training(run(2)))
-    assert "1 of 11 networks learnt (one benchmark)" in told and "1 of 7 networks learnt (one benchmark)" in told
+    assert "0 of 46 networks learnt" in told and "5 of 42 networks learnt" in told
     assert {"×1", "×400", "×22,000", "×1/150"} <= set(told)
 
 

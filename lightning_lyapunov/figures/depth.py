@@ -216,12 +216,11 @@ def _thresholds(axes: Any, along: str) -> None:
         edge = end if threshold is vanishes else start
         line(edge, color="0.6", linewidth=0.8, linestyle=":", zorder=1)
         wide = (end - start) / (high - low)
-        text = threshold.expects if threshold.confirmed else threshold.told
-        where = "" if threshold.confirmed else " (one benchmark)"
+        text = threshold.told
         middle = (start + end) / 2
         if is_y and wide > 0.07:
             place, how = (0.01, middle), {"xycoords": ("axes fraction", "data"), "ha": "left", "va": "center"}
-            words(axes, place, text + where, color="0.35", fontsize=7.5, zorder=1.5, **how)
+            words(axes, place, text, color="0.35", fontsize=7.5, zorder=1.5, **how)
         elif not is_y and wide > 0.09:
             place, how = (middle, 0.97), {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "top"}
             words(

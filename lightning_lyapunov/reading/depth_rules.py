@@ -1,9 +1,8 @@
 """What a history across depth means: rules that turn what holds of it into sentences that name the block.
 
-No bank of networks stands behind these as behind those on recurrent networks, so a concern has no rate. It is a
-warning, to be watched; it calls for action where no gradient passes, and beyond a threshold that more than one
-benchmark has confirmed (:data:`~lightning_lyapunov.reading.depth_conditions.THRESHOLDS`). Every ± is the half-width of
-a 95 % bar.
+Growth of the whole chain is judged by what became of the networks of a benchmark
+(:data:`~lightning_lyapunov.reading.depth_conditions.THRESHOLDS`). Concerns about single blocks have no rate: they are
+warnings, to be watched, and call for action where no gradient passes. Every ± is the half-width of a 95 % bar.
 """
 
 from __future__ import annotations
@@ -74,9 +73,10 @@ def verdict(history: Iterable[DepthMeasurement]) -> Verdict | None:
     """What to make of a run at its newest measurement; None before the first.
 
     ===========  ===============================================================================================
-    ``act``      no gradient passes; or ln σ₁ lies beyond a threshold that more than one benchmark has confirmed
-    ``watch``    any other concern: ln σ₁ beyond a threshold that one benchmark alone has shown, a dead branch, a block
-                 that stands out before the first update, late blocks that stay idle; or ln σ₁ is not known
+    ``act``      no gradient passes; or ln σ₁ is beyond a threshold beyond which 95 % of a benchmark's networks did not
+                 learn
+    ``watch``    any other concern: ln σ₁ beyond one beyond which 80 % did not, a dead branch, a block that stands out
+                 before the first update, late blocks that stay idle; or ln σ₁ is not known
     ``healthy``  none of these
     ===========  ===============================================================================================
     """
@@ -153,11 +153,9 @@ def _too_much(run: Run, state: str) -> Finding:
     )
     evidence = ""
     if newest.step == 0:
-        evidence = f" In {BENCHMARK}, {threshold.evidence}, {OTHERWISE}."
-        if threshold.confirmed:
-            evidence = f" Expect {threshold.expects}: {threshold.evidence}, {OTHERWISE}."
+        evidence = f" Of {BENCHMARK}, {threshold.evidence}, {OTHERWISE}."
     mild = state == "doubtful" and newest.step > 0
-    level: Level = "note" if mild else "act" if threshold.confirmed and state != "doubtful" else "warning"
+    level: Level = "note" if mild else threshold.level
     verb = {"vanishes": "vanish", "doubtful": "grow much", "explodes": "explode"}[state]
     told = f"Gradients {verb} across {_blocks(newest)}: {across(newest)}."
     text = f"{told}{_who_makes_it(newest)}{_before(run)}{evidence} {advice}"

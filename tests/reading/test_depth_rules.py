@@ -5,13 +5,15 @@ import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from made_depth import chain
 
-from lightning_lyapunov.reading import depth_conditions
 from lightning_lyapunov.reading.depth_conditions import (
+    BENCHMARK,
+    OTHERWISE,
     THRESHOLDS,
     idle,
     makers,
@@ -65,8 +67,8 @@ def test_growth_is_told_in_factors_at_most_and_in_a_typical_direction() -> None:
     text = found(chain([1.0] * 12, total=12.02, error=0.41, gain=9.0))["explodes"].text
     assert text == (
         "Gradients explode across the 12 blocks: from output to input one grows 170,000-fold (e^12.0 ± 0.4) at most "
-        "and 8,100-fold in a typical direction. It is spread over the blocks: about +1.00 nats each. In one benchmark "
-        "of 150 small networks, 1 of the 11 above 10 nats learnt, and 77 to 92 % of those between -5 and 6. Lower the "
+        "and 8,100-fold in a typical direction. It is spread over the blocks: about +1.00 nats each. Of 420 small "
+        "networks of three tasks, none of the 46 above 10 nats learnt, and 240 of the 303 between -5 and 6. Lower the "
         "gain of the weights, normalise between blocks, or scale the branches down."
     )
     text = found(chain([-0.5] * 12, total=-6.0, gain=-9.0))["vanishes"].text
@@ -90,21 +92,40 @@ def test_what_one_block_makes_is_said_to_be_its_doing() -> None:
     assert makers(chain([0.3] * 12, total=11.2)) == [] == makers(chain([0.3], total=11.2))
 
 
-def test_the_thresholds_speak_before_the_first_update_alone_and_act_if_confirmed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_rates_are_told_before_the_first_update_alone_and_grade_what_is_beyond_a_threshold() -> None:
     first, later = chain([1.0] * 12), chain([1.0] * 12, step=300)
-    assert "benchmark" in found(first)["explodes"].text and "benchmark" not in found(later)["explodes"].text
-    assert (found(first)["explodes"].level, verdict([first]).word) == ("warning", "watch")  # type: ignore[union-attr]
+    told = "Of 420 small networks of three tasks, none of the 46 above 10 nats learnt"
+    assert told in found(first)["explodes"].text and told not in found(later)["explodes"].text
+    assert (found(first)["explodes"].level, verdict([first]).word) == ("act", "act")  # type: ignore[union-attr]
+    shrinks = chain([-0.6] * 12)
+    assert (found(shrinks)["vanishes"].level, verdict([shrinks]).word) == ("warning", "watch")  # type: ignore[union-attr]
     doubtful = chain([0.5] * 12, total=7.0, step=300)
     assert (found(doubtful)["doubtful"].level, verdict([doubtful]).word) == ("note", "healthy")  # type: ignore[union-attr]
     assert found(replace(doubtful, step=0))["doubtful"].is_concern
-    sure = {name: replace(threshold, confirmed=True) for name, threshold in THRESHOLDS.items()}
-    for name, threshold in sure.items():
-        monkeypatch.setitem(depth_conditions.THRESHOLDS, name, threshold)
-    assert (found(first)["explodes"].level, verdict([first]).word) == ("act", "act")  # type: ignore[union-attr]
-    assert "Expect no training as it stands: 1 of the 11" in found(first)["explodes"].text
     assert found(chain([0.5] * 12, total=7.0))["doubtful"].level == "warning"
+
+
+def test_the_rates_are_those_of_the_benchmark_and_its_thresholds_hold() -> None:
+    """What ``python benchmarks/depth`` wrote: the last count of a row is that of all tasks."""
+    page = (Path(__file__).parents[2] / "docs" / "depth-benchmark.md").read_text(encoding="utf-8")
+    bands = {"vanishes": "below −5", "doubtful": "6 to 10", "explodes": "above 10"}
+    for state, band in bands.items():
+        (counts,), (verdicts,) = _rows_of(page, band)
+        learnt, networks = map(int, re.findall(r"(\d+) of (\d+)", counts[3])[0])
+        assert (THRESHOLDS[state].learnt, THRESHOLDS[state].networks) == (learnt, networks)
+        assert verdicts[-1] == "yes"
+    (middle,), _ = _rows_of(page, "−5 to 6")
+    assert "{} of the {}".format(*re.findall(r"(\d+) of (\d+)", middle[3])[0]) in OTHERWISE
+    networks, tasks = re.search(r"^(\d+) networks, drawn", page, re.MULTILINE)[1], page.count("140 | ")  # type: ignore[index]
+    assert BENCHMARK.startswith(f"{networks} small networks") and tasks >= 3
+
+
+def _rows_of(page: str, band: str) -> tuple[list[list[str]], list[list[str]]]:
+    """The cells of the rows of a band: of the table of shares, and of that of what holds."""
+    rows = [
+        [cell.strip() for cell in row.split("|")[2:-1]] for row in page.splitlines() if row.startswith(f"| {band} |")
+    ]
+    return [row for row in rows if len(row) > 4], [row for row in rows if len(row) == 4]
 
 
 def test_where_it_was_at_first_is_told_once_it_has_moved() -> None:
