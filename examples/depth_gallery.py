@@ -3,7 +3,7 @@
 Trains small deep networks on scikit-learn's handwritten digits, draws what each block does to a gradient, prints what
 the diagnosis makes of it, then does what it advises, nothing else, and trains again from the same seed.
 
-python examples/depth_gallery.py                           the pictures and sentences of docs/depth.md: two minutes
+python examples/depth_gallery.py                           the pictures and sentences of docs/depth.md: a minute
 python examples/depth_gallery.py --quick --output DIR      shorter trainings, written elsewhere
 """
 
