@@ -44,7 +44,7 @@ FITTED := bank/bank-1.safetensors
 bench: $(VENV)/plot.stamp        ## measure speed, beside other ways and packages, and write benchmarks/README.md: hours
 	$(VENV)/bin/python benchmarks $(ARGS)
 
-clients:      ## run models of other libraries with the callback: a quarter of an hour, and 4 GB to install
+clients:      ## run models of other libraries with the callbacks: half an hour, and 6 GB to install
 	$(PYTHON) clients/run.py $(ARGS)
 
 # These matrices are too small to share out: a few threads on a busy machine take five times as long as one.

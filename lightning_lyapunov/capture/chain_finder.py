@@ -14,12 +14,15 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import TypeAlias
 
+from torch import nn
+
 from lightning_lyapunov.capture.chain_paths import (
     FEWEST,
     Paths,
     Stretch,
     holds_weights,
     is_block,
+    is_layer,
     is_silent,
     kind_of,
     name_of_kind,
@@ -62,6 +65,9 @@ def _found(flow: Flow, rows: int) -> ChainPlan:
     best = _best(plan for plan in plans if not _repeats(plan))
     if not plans and not paths.refused:
         best = _longest(plan for plan in _plans(paths, to_leaves=True) if not _repeats(plan))
+        scattered = _scattered(flow)
+        if best is not None and (scattered & {*best.modules} or size_of(best.modules) < size_of(scattered)):
+            best = None  # the network is made of blocks, and these are some of them, or some of its layers
     if best is None:
         raise ValueError(_no_chain(flow, paths, plans))
     return best
@@ -81,7 +87,7 @@ def _best(plans: Iterable[ChainPlan]) -> ChainPlan | None:
 
 
 def _worth(plan: ChainPlan) -> tuple[float, int]:
-    size = size_of(link.modules[0] for link in plan.links if link.is_block)
+    size = sum(size_of(link.modules[:1]) for link in plan.links if link.is_block)
     is_fed = any(link.is_conditional or link.is_fed for link in plan.links)
     return size / 2 if is_fed else size, -len(plan.links)
 
@@ -111,6 +117,8 @@ def _chain_in(paths: Paths, stretch: Stretch, fewest: int = FEWEST, *, by_layers
         return _plan(paths, stretch.part(heads.index(True), len(heads)), set(), by_layers=True)
     counts = Counter(kind_of(call.module) for call in stretch.calls if is_block(call.module))
     kinds = {kind for kind, count in counts.items() if count >= fewest}
+    layers = {kind_of(call.module) for call in stretch.calls if is_layer(call.module)}
+    kinds = kinds - layers or kinds
     places = [place for place, call in enumerate(stretch.calls) if kind_of(call.module) in kinds]
     if not places:
         return None
@@ -284,13 +292,13 @@ def _no_chain(flow: Flow, paths: Paths, repeating: Iterable[ChainPlan], name: st
     if any("nested" in call.obstacle for call in flow.calls):
         told.append("Nested tensors are no states of a chain: pad them, and give a mask.")
     told += [f"{paths.refused[one]}." for one in sorted(paths.refused, key=lambda one: one.count("."))[:1]]
-    if len(told) == 1 and (torn := _torn(flow)) is not None:
+    if len(told) == 1 and (torn := _torn(flow, paths)) is not None:
         glue = _glue(*torn)
         told.append(f"{glue[0].upper()}{glue[1:]}.")
     return " ".join(told) + _about_compiled(flow)
 
 
-def _torn(flow: Flow) -> tuple[ModuleCall, ModuleCall] | None:
+def _torn(flow: Flow, paths: Paths) -> tuple[ModuleCall, ModuleCall] | None:
     """Two blocks, or layers, of the most frequent kind, of which the second is not given what the first returned."""
     for is_one in (is_block, holds_weights):
         calls = [call for call in flow.calls if call.moves and is_one(call.module)]
@@ -298,9 +306,16 @@ def _torn(flow: Flow) -> tuple[ModuleCall, ModuleCall] | None:
         kind = next((kind for kind, count in kinds.most_common() if count >= FEWEST), None)
         row = [call for call in calls if kind_of(call.module) == kind]
         for one, other in pairwise(row):
-            if one.parent is other.parent and one.after != other.before:
+            if paths.scope(one) is paths.scope(other) and one.after != other.before:
                 return one, other
     return None
+
+
+def _scattered(flow: Flow) -> set[nn.Module]:
+    """Blocks of which there are enough of a kind, in a network in which they do not follow each other."""
+    blocks = {call.module for call in flow.calls if is_block(call.module) and not is_layer(call.module)}
+    kinds = Counter(map(kind_of, blocks))
+    return {block for block in blocks if kinds[kind_of(block)] >= FEWEST}
 
 
 def _glue(one: ModuleCall, other: ModuleCall) -> str:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from lightning_lyapunov.capture.flow import WEIGHTS, Flow, ModuleCall
+from lightning_lyapunov.capture.structures import Path
 from lightning_lyapunov.capture.tokens import Token
 
 FEWEST = 3
@@ -43,6 +44,11 @@ def holds_weights(module: nn.Module) -> bool:
 def is_block(module: nn.Module) -> bool:
     """Whether there are parts in it that hold weights; a norm with an activation in it is no block."""
     return any(holds_weights(child) for name, child in module.named_children() if name != WEIGHTS)
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether it holds a single weight, as a convolution with the norm and the activation that belong to it."""
+    return sum(map(_is_weight, module.parameters())) < 2
 
 
 def is_silent(module: nn.Module) -> bool:
@@ -109,13 +115,19 @@ class Paths:
         self.refused: dict[str, str] = {}
 
     @cached_property
-    def _producers(self) -> dict[Token, ModuleCall]:
-        """The outermost call that returned a state."""
-        found: dict[Token, ModuleCall] = {}
+    def _producers(self) -> dict[Token, list[ModuleCall]]:
+        """The calls that returned a state, the outermost first."""
+        found: dict[Token, list[ModuleCall]] = {}
         for call in self._calls:
             assert call.after is not None
-            found.setdefault(call.after, call)
+            found.setdefault(call.after, []).append(call)
         return found
+
+    def _earlier(self, call: ModuleCall) -> ModuleCall | None:
+        """The outermost call that had returned the state before one when it began."""
+        assert call.before is not None
+        around = set(_around(call))
+        return next((one for one in self._producers.get(call.before, ()) if one not in around), None)
 
     @cached_property
     def _ancestry(self) -> dict[Token, set[Token]]:
@@ -172,10 +184,10 @@ class Paths:
         blocks = [part for body in bodies for part in body if is_block(part.module)]
         if not blocks:
             return False
-        most = max(_most_of_a_kind(body) for body in bodies)
+        most, layers = (max(_most_of_a_kind(body, layers) for body in bodies) for layers in (False, True))
         if any(self._looks_back(body) for body in bodies):
-            return most >= FEWEST  # skips inside it: a network of its own, or a block
-        if most > 1:
+            return max(most, layers) >= FEWEST  # skips inside it: a network of its own, or a block
+        if most > 1 or layers >= (2 if isinstance(kind, tuple) else FEWEST):
             return True
         whole = size_of(part.module for body in bodies for part in body)
         share = size_of(part.module for part in blocks) / max(whole, 1)
@@ -190,7 +202,7 @@ class Paths:
 
     def all(self, *, to_leaves: bool = False) -> Iterator[list[ModuleCall]]:
         """The longest paths, each once."""
-        before = {call: self._producers.get(call.before) for call in self._calls if call.before is not None}
+        before = {call: self._earlier(call) for call in self._calls}
         ends = set(self._calls) - {call for call in before.values() if call is not None}
         seen: set[tuple[int, ...]] = set()
         for end in (call for call in self._calls if call in ends):
@@ -206,14 +218,14 @@ class Paths:
     def _on_one_level(self, path: list[ModuleCall], *, to_leaves: bool) -> list[ModuleCall]:
         """A path up to where it goes into a block like those before it; of leaves, the last part in one module."""
         if to_leaves:
-            return [call for call in path if self._scope(call) is self._scope(path[-1])]
+            return [call for call in path if self.scope(call) is self.scope(path[-1])]
         around, kinds = set(_around(path[0])), {kind_of(call.module) for call in path}
         for place, call in enumerate(path):
             if any(kind_of(outer.module) in kinds for outer in set(_around(call)) - around):
                 return path[:place]
         return path
 
-    def _scope(self, call: ModuleCall) -> ModuleCall | None:
+    def scope(self, call: ModuleCall) -> ModuleCall | None:
         """The innermost call around one that is more than a row of calls."""
         return next((outer for outer in _around(call) if not self.inside(outer)), None)
 
@@ -260,7 +272,7 @@ class Paths:
             call
             for call in calls
             for where, token in call.given.items()
-            if token != call.before and upstream & {token, *call.depends.get(where, ())}
+            if token != call.before and (upstream & {token, *call.depends.get(where, ())} or _may_be_skip(call, where))
         }
         return Stretch(calls, conditional)
 
@@ -316,14 +328,21 @@ def _around(call: ModuleCall) -> Iterator[ModuleCall]:
         yield call
 
 
+def _may_be_skip(call: ModuleCall, where: Path) -> bool:
+    """Whether an argument beside the state is a map of features like it, and nobody knows what it comes from."""
+    size, state = call.sizes[where], call.shapes[0]
+    return where not in call.depends and len(size) == len(state) > 3 and size[0] == state[0]
+
+
 def _places(path: Sequence[ModuleCall]) -> dict[Token, int]:
     """Where the states of a path are: the one before its first call at 0."""
     states = [path[0].before, *(call.after for call in path)]
     return {token: place for place, token in enumerate(states) if token is not None}
 
 
-def _most_of_a_kind(path: Sequence[ModuleCall]) -> int:
-    kinds = Counter(kind_of(call.module) for call in path if is_block(call.module))
+def _most_of_a_kind(path: Sequence[ModuleCall], layers: bool) -> int:
+    """Blocks, or layers in a wrapping of their own, of the most frequent kind."""
+    kinds = Counter(kind_of(c.module) for c in path if is_block(c.module) and is_layer(c.module) == layers)
     return max(kinds.values(), default=0)
 
 

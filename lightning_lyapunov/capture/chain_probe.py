@@ -223,6 +223,8 @@ class ChainProbe:
             names = [self._module] if isinstance(self._module, str) else list(self._module)
             inside = tuple(f"{name}." if name else "" for name in names)
             return {module for module in weighty if f"{modules[module]}.".startswith(inside)}
+        if self._most is None:
+            return weighty
         counts = Counter(kind_of(module) for module in weighty if is_block(module))
         blocks = {module for module in weighty if is_block(module) and counts[kind_of(module)] >= FEWEST}
         return blocks or weighty

@@ -27,7 +27,7 @@ from lightning_lyapunov.capture.chain_blocks import (
 from lightning_lyapunov.capture.chain_paths import sample_axis
 from lightning_lyapunov.capture.chain_plan import Link, Run
 from lightning_lyapunov.capture.flow import ModuleCall
-from lightning_lyapunov.capture.structures import at
+from lightning_lyapunov.capture.structures import Other, at
 from lightning_lyapunov.engine.isolation import measuring, untouched_random_state
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -250,9 +250,9 @@ def _replayed(
     name = f"{block.name} ({block.kind})"
     if not tried:
         raise ValueError(
-            f"module: {name} cannot be called again for a few of the samples with what it was given: {trouble}. It may "
-            "depend on something else, or its rows may be no samples. Name other blocks, or give callables to "
-            "depth_spectrum."
+            f"module: {name} cannot be called again for a few of the samples with what it was given{_left_out(block)}: "
+            f"{trouble}. It may depend on something else, or its rows may be no samples. Name other blocks, or give "
+            "callables to depth_spectrum."
         )
     difference, after = min(tried, key=lambda one: one[0])
     if any(call.kept.drew for call in calls):
@@ -261,6 +261,13 @@ def _replayed(
     if any(isinstance(part, SyncBatchNorm) and part.training for call in calls for part in call.module.modules()):
         return after, False  # its statistics are those of all ranks together
     raise ValueError(f"module: {name} {_differs(difference)}.")
+
+
+def _left_out(block: RecordedBlock) -> str:
+    """What it was given that cannot be kept, as a cache, in words."""
+    values = (value for step in block.steps for value in step.arguments.leaves().values())
+    kinds = dict.fromkeys(value.kind for value in values if isinstance(value, Other))
+    return f", leaving out {' and '.join(kinds)}" if kinds else ""
 
 
 def _differs(difference: float) -> str:
