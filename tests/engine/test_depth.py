@@ -217,7 +217,7 @@ def test_blocks_that_share_their_weights_are_a_recurrent_network() -> None:
 @pytest.mark.parametrize("depth", [1, 4, 12])
 def test_wide_gaussian_blocks(depth: int) -> None:
     """Largest value of a product of Ginibre matrices, N to infinity: (D+1)^(D+1) / D^D."""
-    n = 400
+    n = 600
     layers = [lambda x, w=w: x @ w.T for w in squares(n, depth)]
     law = ((depth + 1) * math.log(depth + 1) - depth * math.log(depth)) / 2
     assert abs(float(spectrum_of(layers, gaussian(1, n, seed=9), k=1).log_singular_values[0]) / law - 1) < 0.04
@@ -225,23 +225,35 @@ def test_wide_gaussian_blocks(depth: int) -> None:
 
 @pytest.mark.parametrize("depth", [1, 4, 12])
 def test_wide_relu_blocks(depth: int) -> None:
-    n = 400
-    layers = [lambda x, w=w: torch.relu(x) @ w.T for w in squares(n, depth, math.sqrt(2))]
+    """The same with He weights and a ReLU before each; Pennington et al., arXiv:1711.04735."""
+    n = 600
     a = 1 - 1 / depth
     z = (-a + math.sqrt(a * a + 2 / depth)) / 2
     law = (math.log((1 + z) / z) + depth * math.log(1 + 2 * z)) / 2
-    found = spectrum_of(layers, gaussian(4, n, seed=9), k=1)
-    assert abs(float(found.log_singular_values[0]) / law - 1) < 0.04
+    values = []
+    for network in range(3):
+        weights = [square(n, 100 * network + place, math.sqrt(2)) for place in range(depth)]
+        layers = [lambda x, w=w: torch.relu(x) @ w.T for w in weights]
+        values.append(spectrum_of(layers, gaussian(2, n, seed=9), k=1).log_singular_values[0])
+    assert abs(float(torch.stack(values).mean()) / law - 1) < 0.04
 
 
-@pytest.mark.parametrize(("weight", "bias", "rate"), [(1.5, 0.1, 0.06069), (2.5, 0.3, 0.23036), (0.9, 0.2, -0.19958)])
-def test_mean_field_theory_of_tanh(weight: float, bias: float, rate: float) -> None:
-    """½ ln χ₁ at the fixed point of the variance; Schoenholz et al., arXiv:1611.01232."""
-    n, depth = 600, 20
-    variance = {1.5: 0.813322, 2.5: 4.079124, 0.9: 0.118879}[weight]
+@pytest.mark.parametrize(
+    ("activation", "weight", "bias", "variance", "rate"),
+    [
+        (torch.tanh, 1.5, 0.1, 0.813322, 0.06069),
+        (torch.tanh, 2.5, 0.3, 4.079124, 0.23036),
+        (torch.tanh, 0.9, 0.2, 0.118879, -0.19958),
+        (torch.erf, 1.5, 0.1, 1.093175, 0.10591),
+        (torch.erf, 1.0, 0.2, 0.265465, -0.06012),
+    ],
+)
+def test_mean_field_theory(activation: Layer, weight: float, bias: float, variance: float, rate: float) -> None:
+    """½ ln χ₁ at the fixed point of the variance of a wide network; Schoenholz et al., arXiv:1611.01232."""
+    n, depth = 800, 20
     offsets = bias * gaussian(depth, n, seed=900)
     layers = [
-        lambda x, w=w, b=b: torch.tanh(x) @ w.T + b for w, b in zip(squares(n, depth, weight), offsets, strict=True)
+        lambda x, w=w, b=b: activation(x) @ w.T + b for w, b in zip(squares(n, depth, weight), offsets, strict=True)
     ]
     found = spectrum_of(layers, math.sqrt(variance) * gaussian(4, n, seed=9), k=1, tolerance=0.1)
     assert abs(found.gain / depth - rate) < 0.012
@@ -345,7 +357,12 @@ def test_a_bottleneck_has_as_many_values_as_it_is_wide() -> None:
     assert torch.allclose(found.per_sample[:, :5], true[:, :5], atol=1e-8) and found.per_sample[:, 5].isneginf().all()
 
 
-def test_lorenz_as_a_chain_of_steps() -> None:
+@pytest.mark.parametrize(
+    ("depth", "within"), [(1000, 0.15), pytest.param(4000, 0.03, marks=pytest.mark.slow)], ids=["short", "long"]
+)
+def test_lorenz_as_a_chain_of_steps(depth: int, within: float) -> None:
+    """.9056, 0 and −14.572 per unit of time, at 8 starts."""
+
     def field(s: Tensor) -> Tensor:
         x, y, z = s.unbind(1)
         return torch.stack([10 * (y - x), x * (28 - z) - y, x * y - 8 / 3 * z], 1)
@@ -359,11 +376,10 @@ def test_lorenz_as_a_chain_of_steps() -> None:
     state = gaussian(8, 3, seed=9) + torch.tensor([0.0, 0.0, 25.0])
     for _ in range(1000):
         state = step(state)
-    depth = 2000
     steps = BlockSteps(named([step] * depth), state, 3)
     frame = torch.eye(3, dtype=torch.float64).expand(8, 3, 3).contiguous()
     rates = carry(steps, [8] * depth, frame, 1)[1].log.sum(0) / (depth * 0.01)
-    assert abs(float(rates[:, 0].mean()) - 0.9056) < 0.06  # 8 times 20 units of time
+    assert abs(float(rates[:, 0].mean()) - 0.9056) < within
     assert abs(float(rates.sum(1).mean()) + 41 / 3) < 1e-3
 
 

@@ -160,8 +160,10 @@ def test_half_precision_of_the_run_does_not_reach_it(net: type[nn.Module]) -> No
         return ours.history[0]
 
     true, mixed = measured("32-true"), measured("bf16-mixed")
-    for name in ("total", "gain", "block_gain_max", "block_gain_min"):
+    for name in ("total", "gain"):
         assert mixed.metrics[name] == pytest.approx(true.metrics[name], abs=1e-2), name
+    for name in ("block_gain_max", "block_gain_min"):  # of two random gradients, where a unit may have switched
+        assert mixed.metrics[name] == pytest.approx(true.metrics[name], abs=3e-2), name
 
 
 # ------------------------------------------------------------------ batch normalisation
