@@ -14,6 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lightning_lyapunov.capture.chain_arguments import STATE, Arguments
 from lightning_lyapunov.capture.chain_blocks import RecordedBlock, Statistics, Step, measuring_blocks
 from lightning_lyapunov.capture.chain_finder import BlockNames
+from lightning_lyapunov.capture.chain_measure import measure_recorded
+from lightning_lyapunov.capture.chain_probe import ChainProbe
 from lightning_lyapunov.capture.stepping import class_name
 from lightning_lyapunov.engine.depth import DepthSettings, measure_depth
 from lightning_lyapunov.engine.depth_spectrum import DepthSpectrum
@@ -215,8 +217,6 @@ def _of_network(
     settings: DepthSettings,
 ) -> DepthSpectrum:
     """The chain inside a network, on what reaches it in one forward pass."""
-    from lightning_lyapunov.capture.chain_probe import ChainProbe
-
     is_several = isinstance(inputs, tuple) and not hasattr(inputs, "_fields")
     args = inputs if is_several else () if isinstance(inputs, Mapping) else (inputs,)
     kwargs = dict(inputs) if isinstance(inputs, Mapping) else {}
@@ -226,11 +226,7 @@ def _of_network(
             probe.begin_batch(keep_latest=True)
             network(*args, **kwargs)
             probe.end_batch()
-        chain, state, alive = probe.states(samples)
-        conditional, kind = probe.plan.conditional, next((b.normalisation for b in chain if b.normalisation), "")
-        state = state if dtype is None else state.to(dtype)
-        with measuring_blocks(chain, state.dtype, state.device):
-            spectrum = measure_depth(chain, state, settings, alive=alive)
+        spectrum, _ = measure_recorded(probe, samples, settings, dtype)
     except TypeError as error:
         raise ValueError(
             f"inputs must be what {type(network).__name__}.forward takes, several in a tuple or by name in a dict; one "
@@ -238,7 +234,7 @@ def _of_network(
         ) from error
     finally:
         probe.remove()
-    return replace(spectrum, conditional=conditional, normalisation=kind)
+    return spectrum
 
 
 @contextmanager

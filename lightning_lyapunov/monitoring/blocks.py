@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from lightning_lyapunov.capture.chain_blocks import measuring_blocks
 from lightning_lyapunov.capture.chain_finder import BlockNames
+from lightning_lyapunov.capture.chain_measure import measure_recorded
 from lightning_lyapunov.capture.chain_plan import ChainPlan
 from lightning_lyapunov.capture.chain_probe import ChainProbe, KnownChain
-from lightning_lyapunov.engine.depth import DepthSettings, measure_depth
+from lightning_lyapunov.engine.depth import DepthSettings
 from lightning_lyapunov.engine.depth_spectrum import DepthSpectrum
 from lightning_lyapunov.monitoring.ranks import Offer, Ranks, agreed, attempt, shares_of
 from lightning_lyapunov.monitoring.watch import Source, other_than
@@ -219,15 +219,8 @@ class Blocks:
         self, preferred: Source, samples: int, settings: DepthSettings, dtype: torch.dtype | None
     ) -> _Measured:
         probe = self._probes[self._chosen(preferred)]
-        plan, (blocks, state, alive) = probe.plan, probe.states(samples)
-        kind = dtype or state.dtype
-        with measuring_blocks(blocks, kind, state.device):
-            spectrum = measure_depth(blocks, state.to(kind), settings, alive=alive)
-        how = {block.normalisation for block in blocks}
-        normalisation = next((one for one in ("batch", "running") if one in how), "")
-        spectrum = replace(spectrum.to("cpu"), conditional=plan.conditional, normalisation=normalisation)
-        masked = 0.0 if alive is None else 1.0 - float(alive.double().mean())
-        return _Measured(spectrum, tuple(plan.kinds), plan.words, masked)
+        spectrum, masked = measure_recorded(probe, samples, settings, dtype)
+        return _Measured(spectrum.to("cpu"), tuple(probe.plan.kinds), probe.plan.words, masked)
 
 
 def _is_settled(part: nn.Module) -> bool:

@@ -38,6 +38,7 @@ from lightning_lyapunov import (
     LyapunovSpectrumCallback,
     depth_spectrum,
 )
+from lightning_lyapunov.capture import chain_measure
 from lightning_lyapunov.monitoring import blocks
 from lightning_lyapunov.monitoring.budget import GRACE_SECONDS, Plan
 from lightning_lyapunov.monitoring.depth_options import DepthOptions
@@ -258,7 +259,7 @@ def test_nor_does_a_measurement_that_breaks_off(error: BaseException, monkeypatc
     """Oracle: without; and where Ctrl-C ends the run, Ctrl-C at the same hook."""
     is_interrupt = isinstance(error, KeyboardInterrupt)
     monkeypatch.setattr("signal.signal", lambda *_: None)  # Lightning ignores Ctrl-C from then on
-    measure, calls = blocks.measure_depth, [0]
+    measure, calls = chain_measure.measure_depth, [0]
 
     def breaks(*args: Any, **options: Any) -> Any:
         measure(*args, **options)
@@ -281,7 +282,7 @@ def test_nor_does_a_measurement_that_breaks_off(error: BaseException, monkeypatc
         return {"weights": dict(model.state_dict()), "hooks": hooks, "modes": modes, "random": torch.get_rng_state()}
 
     without = ended(*([Raises("on_validation_epoch_end", error)] if is_interrupt else []))
-    monkeypatch.setattr(blocks, "measure_depth", breaks)
+    monkeypatch.setattr(chain_measure, "measure_depth", breaks)
     ours = across()
     if is_interrupt:
         assert differences(without, ended(ours)) == []
@@ -577,7 +578,7 @@ def server() -> Iterator[None]:
 
 def on_a_rank(rank: int, world: int, net: type[nn.Module], measured: bool, breaks: int) -> dict[str, Any]:
     if rank == breaks:
-        blocks.measure_depth = lambda *_, **__: 1 / 0
+        chain_measure.measure_depth = lambda *_, **__: 1 / 0
     ours = across(num_samples=6)
     fit = ddp(world, *([ours] if measured else []))
     model = seeded(net)
