@@ -97,9 +97,7 @@ def measure_depth(
 
 def _measured(blocks: Sequence[Block], state: Tensor, settings: DepthSettings, alive: Tensor | None) -> DepthSpectrum:
     steps = BlockSteps(blocks, state, min(settings.block, 4))
-    for block, after in zip(blocks, steps.states[1:], strict=True):
-        if not after.isfinite().all():
-            raise ValueError(f"{block.name} makes states that are not finite: nothing after it can be measured.")
+    _check_finite(blocks, steps)
     ends = (_counting(alive, steps.states[0]), _counting(alive, steps.states[-1]))
     rank = min([*steps.dimensions, *(int(counts.sum(1).min()) for counts in ends if counts is not None)])
     chain, count = Map(steps, ends), min(settings.k, rank)
@@ -122,6 +120,18 @@ def _measured(blocks: Sequence[Block], state: Tensor, settings: DepthSettings, a
         passes=steps.passes,
         dtype=state.dtype,
     )
+
+
+def _check_finite(blocks: Sequence[Block], steps: BlockSteps) -> None:
+    """Look at all states at once, as each look waits for the device.
+
+    Raises:
+        ValueError: If one is not finite; the first block that makes such states is named.
+    """
+    largest = torch.stack([after.abs().amax() for after in steps.states[1:]])
+    if not bool(largest.isfinite().all()):
+        block = blocks[int((~largest.isfinite()).int().argmax())]
+        raise ValueError(f"{block.name} makes states that are not finite: nothing after it can be measured.")
 
 
 def _told(thing: object) -> str:
