@@ -14,6 +14,8 @@ from lightning_lyapunov.reading.words import capital
 Word = Literal["healthy", "watch", "act"]
 WORDS: tuple[Word, ...] = get_args(Word)
 """From best to worst; the place of each is what is logged of it."""
+SIGNS: dict[Word, str] = {"healthy": "✓", "watch": "⚠", "act": "✖"}
+"""How each is marked wherever it is shown, so that none is told by its colour alone."""
 TROUBLES = {
     "saturated": "growth has driven every unit into saturation",
     "collapsed": "the recurrence carries nothing",
@@ -38,6 +40,11 @@ class Verdict:
     def number(self) -> int:
         """0 healthy, 1 watch, 2 act, as it is logged."""
         return WORDS.index(self.word)
+
+    @property
+    def sign(self) -> str:
+        """``✓`` healthy, ``⚠`` watch, ``✖`` act: shown beside the word."""
+        return SIGNS[self.word]
 
     def __str__(self) -> str:
         """Both, as ``act: The recurrence carries nothing: of 91 networks ...``."""
