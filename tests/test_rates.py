@@ -1,5 +1,6 @@
 """Counting how often findings were right. Oracles: a bank made up of a few networks, counted by hand; SciPy."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from lightning_lyapunov.bank.probes import MEASURED, quantile_function
 from lightning_lyapunov.bank.records import Bank
 from lightning_lyapunov.bank.tasks import SET_ASIDE, TASKS
 from lightning_lyapunov.reading import rates as reading
+from lightning_lyapunov.reading.rules import told
 from lightning_lyapunov.reading.stops import Rule, rule_in_words, shipped_rules
 from lightning_lyapunov.training.stopping import LyapunovEarlyStopping
 
@@ -136,6 +138,16 @@ def test_a_network_is_read_as_a_callback_would_have_recorded_it() -> None:
     assert all(m.gain == DIES and m.cell == "rnn" and m.length == STEPS[bank.networks[0]["task"]] for m in run)
     assert math.isnan(run[0].skill) and run[1].skill == pytest.approx(0.0, abs=1e-6)
     assert all(math.isnan(m.skill) and m.reached is None for m in next(iter(runs(bank, knows_skill=False))))
+
+
+def test_the_layers_of_a_stack_are_told_apart() -> None:
+    bank = bank_of([(FAMILIES[0], KEEPS, [0.0] * 5, 0.0), (FAMILIES[0], KEEPS, [0.0] * 5, 0.0)])
+    bank.networks[0]["layers"], count = 2, len(bank)
+    layers = torch.tensor([[0.4, 9.0], [-0.3, -4.0]]).expand(count, len(CHECKPOINTS), 2, 2)
+    bank = dataclasses.replace(bank, layers=layers)
+    stack, single, *_ = runs(bank)
+    assert stack[0].layer("l0").gain == 9.0 and stack[0].layer("l1").gain == -4.0 and not single[0].layers
+    assert {f.subject for f in told(stack) if f.state == "layer_explodes"} == {"l0"}
 
 
 @pytest.mark.parametrize("dimension", [4, 16, 64, 100])
@@ -315,9 +327,9 @@ def test_the_file_is_small_and_of_rates_that_may_be_told() -> None:
     assert contents["format"] == reading.FORMAT and counting.text_of(contents) == file.read_text("utf-8")
     for groups in contents["told"].values():
         for moments in groups.values():
-            for updates, (told, failed, half, most, least) in moments.items():
-                assert int(updates) in contents["moments"] and told >= reading.FEWEST
-                assert most <= half <= told - failed and 0 <= least <= failed / told
+            for updates, (count, failed, half, most, least) in moments.items():
+                assert int(updates) in contents["moments"] and count >= reading.FEWEST
+                assert most <= half <= count - failed and 0 <= least <= failed / count
 
 
 @pytest.mark.slow

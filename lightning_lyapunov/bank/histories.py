@@ -89,10 +89,26 @@ def _measurement(
         gain_error=known["gradient_gain_error"],
         growth_steps=math.nan if growth is None else float(steps),
         growth_whole=growth is not None,
+        layers=_layers(bank.layers[at].tolist(), known) if int(made.get("layers", 1)) > 1 else {},
         reached=None if math.isnan(skill) else skill,
         skill=skill,
         cell=str(made["cell"]),
     )
+
+
+def _layers(kept: list[list[float]], known: Mapping[str, float]) -> dict[str, list[float]]:
+    """Each layer of a stack as a measurement keeps it; the errors are those of the whole, as the bank has no others.
+
+    Args:
+        kept: Largest exponent and gain of each.
+        known: Of the whole.
+    """
+    error, settled, gain_error = (known[name] for name in ("max_error", "max_settled", "gradient_gain_error"))
+    return {
+        f"l{number}": [exponent, error, settled, gain, gain_error, math.nan]
+        for number, (exponent, gain) in enumerate(kept)
+        if not math.isnan(exponent)
+    }
 
 
 def leading_exponents(quantiles: Tensor, leading: Tensor, dimension: int, count: int = K) -> Tensor:
