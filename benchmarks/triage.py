@@ -3,17 +3,19 @@
 A study searches one task for a good network. All methods draw from the same candidates, which differ in the kind of
 cell, the units, the recurrent gain and the learning rate:
 
-    random                    the first ones, each trained in full
-    median                    the same, pruned by Optuna's MedianPruner on the skill in validation
-    hyperband                 the same, by Optuna's HyperbandPruner
-    median on the prediction  the same, by MedianPruner on aelle/performance, which the scorer is told the skill for
-    triage                    the best of four times as many by their untrained spectra, then as in median
-    triage without spectrum   the same by the scorer's baseline, kind and size alone: what the spectrum must beat
+    random                       the first ones, each trained in full
+    median                       the same, pruned by Optuna's MedianPruner on the skill in validation
+    hyperband, halving           the same, by its HyperbandPruner and by its SuccessiveHalvingPruner
+    ... on the prediction        each of these on aelle/performance, which the scorer is told the skill for
+    triage                       the best of four times as many by their untrained spectra, then as in median
+    triage without spectrum      the same by the scorer's baseline, told cell, size and learning rate: to be beaten
+    conditioned                  as in median, each candidate conditioned first, where the task has a lag
 
-The tasks are of families that the scorer was not fitted on. Each candidate that some method wants is trained once and
-in full, with what was seen after every epoch kept in runs/bench/triage; the methods then run on what was kept, through
-Optuna's own pruners, which see exactly what they would see live. Interrupted, it goes on where it was; delete the
-folder after a change of what is trained.
+The tasks are of families that the scorer was not fitted on. It is told the cell, its size and the learning rate. Each
+candidate that some method wants is trained once and in full, with what was seen after every epoch kept in
+runs/bench/triage; the methods then run on what was kept, through Optuna's own pruners, which see exactly what they
+would see live. Interrupted, it goes on where it was; delete the folder after a change of what is trained, or of the
+scorer.
 
 Usage: python benchmarks/triage.py [--quick] [--json FILE] [--write]
 """
@@ -28,7 +30,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +38,12 @@ import optuna
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.trial import TrialState
 from torch import Generator, Tensor, nn
+from torch.nn.functional import one_hot
 
-from lightning_lyapunov import AeLLEScorer, lyapunov_spectrum
+from lightning_lyapunov import AeLLEScorer, condition, lyapunov_spectrum
 from lightning_lyapunov.bank.tasks import TASKS, Batch, Task, loss, metric
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,8 +57,8 @@ SEQUENCES, LEADING = 8, 32
 """Sequences that spectra are measured on, and exponents of those in training: the callback's defaults."""
 GOOD = 0.95
 """Share of what the search in full found that counts as equal quality."""
-TIMES = ("seconds", "measuring")
-"""CPU seconds of training, and of measuring the spectrum and scoring it."""
+TIMES = ("seconds", "measuring", "conditioning")
+"""CPU seconds of training, of measuring the spectrum and scoring it, and of conditioning before the first update."""
 Record = dict[str, Any]
 Curves = Mapping[int, Record]
 
@@ -70,7 +73,7 @@ class Settings:
     trials: int = 24
     drawn: int = 96
     """Candidates that are looked at untrained."""
-    seeds: int = 5
+    seeds: int = 10
 
     @property
     def folder(self) -> Path:
@@ -92,12 +95,42 @@ def sums(batch: int, generator: Generator, held_out: bool, *, steps: int, delays
     return Batch(2 * digits.permute(1, 2, 0).float() - 1, targets)
 
 
+def reverse(batch: int, generator: Generator, held_out: bool, *, symbols: int, length: int, delay: int) -> Batch:
+    """Symbols are shown one by one, and asked in reverse order once a delay is over."""
+    shown = torch.randint(symbols, (length, batch), generator=generator)
+    inputs = torch.zeros(2 * length + delay, batch, symbols + 1)
+    inputs[:length, :, :symbols] = one_hot(shown, symbols).float()
+    inputs[length + delay :, :, symbols] = 1.0
+    targets = torch.full((len(inputs), batch), -1)
+    targets[length + delay :] = shown.flip(0)
+    return Batch(inputs, targets)
+
+
+def queue(batch: int, generator: Generator, held_out: bool, *, steps: int, symbols: int, longest: int) -> Batch:
+    """Symbols join a queue or are called from its front: which one is called?"""
+    joins = (torch.rand(steps, batch, generator=generator) < 0.5).tolist()
+    symbol = torch.randint(symbols, (steps, batch), generator=generator).tolist()
+    lines: list[list[int]] = [[] for _ in range(batch)]
+    seen, asked = [], []
+    for joining, coming in zip(joins, symbol, strict=True):
+        called = [bool(line) and (len(line) == longest or not j) for line, j in zip(lines, joining, strict=True)]
+        asked.append([line.pop(0) if is_called else -1 for line, is_called in zip(lines, called, strict=True)])
+        for line, is_called, one in zip(lines, called, coming, strict=True):
+            line.extend([] if is_called else [one])
+        seen.append([symbols if is_called else one for is_called, one in zip(called, coming, strict=True)])
+    return Batch(one_hot(torch.tensor(seen), symbols + 1).float(), torch.tensor(asked))
+
+
 STUDIED = {
-    "associate": TASKS["associate-4"],
-    "ring": TASKS["ring-16"],
+    "group": TASKS["group-16"],
+    "rhythm": TASKS["rhythm-40"],
     "sums": Task("sums", "sums", 2, 3, 20, "bits", 0.5, partial(sums, steps=20, delays=(2, 7, 12))),
+    "reverse": Task("reverse", "reverse", 6, 5, 20, "classes", 1 / 5, partial(reverse, symbols=5, length=4, delay=12)),
+    "queue": Task("queue", "queue", 5, 4, 24, "classes", 1 / 4, partial(queue, steps=24, symbols=4, longest=3)),
 }
-"""Two that the bank set aside before any fit, and one that it does not have."""
+"""Two that the bank set aside before any fit, and three that it does not have."""
+LAGS = {"sums": 12, "reverse": 16, "queue": 8}
+"""Steps that something is to be held for, of the tasks that tell: the longest, but of a queue about the longest."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +140,7 @@ class Candidate:
     task: str
     seed: int
     number: int
+    conditioned: bool = False
 
     @property
     def name(self) -> str:
@@ -137,6 +171,7 @@ class Candidate:
             return layer, nn.Linear(how["hidden"], task.output_size)
 
 
+@cache
 def held_out(task: str, seed: int) -> tuple[Batch, Batch]:
     """Sequences to validate and to test on, the same for all candidates of a study."""
     generator = Generator().manual_seed(1000 + seed)
@@ -164,9 +199,13 @@ def train(candidate: Candidate, settings: Settings, scorer: AeLLEScorer) -> Reco
     validation, test = held_out(candidate.task, candidate.seed)
     batches = Generator().manual_seed(candidate.number)
     layer, head = candidate.network()
+    start = time.process_time()
+    if candidate.conditioned:
+        condition(layer, validation.inputs[:, :SEQUENCES], lag=LAGS[candidate.task])
+    conditioning = time.process_time() - start
     parameters = [*layer.parameters(), *head.parameters()]
     optimizer = torch.optim.Adam(parameters, how["rate"])
-    curve: Record = {"valid": [], "predicted": [], "seconds": 0.0, "measuring": 0.0}
+    curve: Record = {"valid": [], "predicted": [], "seconds": 0.0, "measuring": 0.0, "conditioning": conditioning}
     for epoch in range(1, settings.epochs + 1):
         start = time.process_time()
         for _ in range(settings.updates):
@@ -202,7 +241,7 @@ def predicted(
         spectrum = lyapunov_spectrum(layer, inputs, k=k, transient=len(inputs) // 4)
         told = None if reached is None else min(max(reached, 0.0), 1.0)
         options = {"architecture": how["cell"], "hidden_size": how["hidden"], "updates": updates, "performance": told}
-        return scorer.score(spectrum, **options)
+        return scorer.score(spectrum, **options, learning_rate=how["rate"], adaptive=True)
     except ValueError:  # weights or states that are no longer finite
         return None
 
@@ -250,13 +289,16 @@ class Method:
     """What the pruner is told after each epoch."""
     ranked_by: str | None = None
     """What the score of the untrained network says; None takes candidates as they come."""
+    conditioned: bool = False
+    """Whether candidates are conditioned before their first update, where the task has a lag."""
     style: tuple[str, str] = ("#000000", "-")
 
     def order(self, looks: Sequence[Record], trials: int) -> list[int]:
         """Numbers of the candidates to train; of equal ones the first."""
         numbers = list(range(len(looks)))
         if self.ranked_by is not None:
-            numbers.sort(key=lambda n: -looks[n][self.ranked_by])
+            key = self.ranked_by
+            numbers.sort(key=lambda n: -looks[n][key])
         return numbers[:trials]
 
 
@@ -270,13 +312,22 @@ def hyperband(epochs: int) -> BasePruner:
     return HyperbandPruner(min_resource=1, max_resource=epochs, reduction_factor=3)
 
 
+def halving(epochs: int) -> BasePruner:
+    """As it comes, from the first epoch on."""
+    return SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
+
+
 METHODS = {
     "random": Method(style=("#000000", "-")),
     "median": Method(median, style=("#E69F00", "-")),
+    "median on the prediction": Method(median, watched="predicted", style=("#E69F00", "--")),
     "hyperband": Method(hyperband, style=("#56B4E9", "-")),
-    "median on the prediction": Method(median, watched="predicted", style=("#CC79A7", "--")),
+    "hyperband on the prediction": Method(hyperband, watched="predicted", style=("#56B4E9", "--")),
+    "halving": Method(halving, style=("#CC79A7", "-")),
+    "halving on the prediction": Method(halving, watched="predicted", style=("#CC79A7", "--")),
     "triage without spectrum": Method(median, ranked_by="baseline", style=("#0072B2", "--")),
     "triage": Method(median, ranked_by="performance", style=("#D55E00", "-")),
+    "conditioned": Method(median, conditioned=True, style=("#009E73", "-")),
 }
 """Colours that colour-blind readers tell apart (Okabe and Ito); dashes for those that share a hue with another."""
 
@@ -351,9 +402,13 @@ def studies(settings: Settings) -> Iterator[Record]:
         for task in STUDIED:
             looks = [looked[Candidate(task, seed, n)] for n in range(settings.drawn)]
             orders = {name: method.order(looks, settings.trials) for name, method in METHODS.items()}
-            wanted = sorted({number for order in orders.values() for number in order})
-            curves = {n: trained[Candidate(task, seed, n)] for n in wanted}
-            yield from _study(task, seed, settings, looks, orders, curves)
+            curves: dict[bool, dict[int, Record]] = {False: {}, True: {}}
+            for name, order in orders.items():
+                is_conditioned = METHODS[name].conditioned and task in LAGS
+                for n in order:
+                    curves[is_conditioned].setdefault(n, trained[Candidate(task, seed, n, is_conditioned)])
+            by_method = {name: curves[METHODS[name].conditioned and task in LAGS] for name in METHODS}
+            yield from _study(task, seed, settings, looks, orders, by_method)
 
 
 def _study(
@@ -362,24 +417,26 @@ def _study(
     settings: Settings,
     looks: Sequence[Record],
     orders: Mapping[str, list[int]],
-    curves: Curves,
+    by_method: Mapping[str, Curves],
 ) -> Iterator[Record]:
     found, spent = {}, {}
     for name, method in METHODS.items():
+        curves = by_method[name]
         runs = replay(orders[name], curves, method.pruner(settings.epochs), method.watched, f"{task} {seed}")
         found[name], spent[name] = incumbents(runs, curves), sum(run.epochs for run in runs)
     target = GOOD * found["random"][-1][1]
-    plain = orders["random"]  # a sample that nobody selected
+    plain, curves = orders["random"], by_method["random"]  # a sample that nobody selected
     ends = torch.tensor([curves[n]["test"] for n in plain])
     agreement = {
         key: rank_correlation(torch.tensor([looks[n][key] for n in plain]), ends) for key in ("performance", "baseline")
     }
-    epoch, measuring = (statistics.mean(curves[n][key] for n in plain) / settings.epochs for key in TIMES)
+    epoch, measuring = (statistics.mean(curves[n][key] for n in plain) / settings.epochs for key in TIMES[:2])
     looking = sum(one["seconds"] for one in looks)
     for name, method in METHODS.items():
         epochs = epochs_to(found[name], target)
         more = measuring / epoch if method.watched == "predicted" else 0.0
         once = looking / epoch if method.ranked_by == "performance" else 0.0
+        once += sum(by_method[name][n]["conditioning"] for n in orders[name]) / epoch
         yield {
             "task": task,
             "seed": seed,
@@ -390,7 +447,7 @@ def _study(
             "epochs": epochs,
             "cost": epochs * (1 + more) + once,  # measurements counted, in epochs
             "final": found[name][-1][1] if found[name] else math.nan,
-            "chosen": statistics.mean(curves[n]["test"] for n in orders[name]),
+            "chosen": statistics.mean(by_method[name][n]["test"] for n in orders[name]),
             "agreement": agreement,
             "looking": looking,
             "epoch": epoch,
@@ -438,8 +495,8 @@ def against(rows: Sequence[Record], name: str, other: str = "median") -> tuple[s
     pairs = [(row, of(rows, method=other, task=row["task"], seed=row["seed"])[0]) for row in of(rows, method=name)]
     won = sum(mine["epochs"] < theirs["epochs"] for mine, theirs in pairs)
     lost = sum(mine["epochs"] > theirs["epochs"] for mine, theirs in pairs)
-    ratios = [_ratio([(mine[key], theirs[key]) for mine, theirs in pairs]) for key in ("epochs", "cost")]
-    return f"faster in {won}, slower in {lost} of {len(pairs)}", *ratios
+    epochs, cost = (_ratio([(mine[key], theirs[key]) for mine, theirs in pairs]) for key in ("epochs", "cost"))
+    return f"faster in {won}, slower in {lost} of {len(pairs)}", epochs, cost
 
 
 def _ratio(pairs: Sequence[tuple[float, float]]) -> str:

@@ -202,9 +202,9 @@ def test_methods_are_compared_study_by_study(study: ModuleType) -> None:
 def test_candidates_are_the_same_every_time_and_draw_nothing_from_others(study: ModuleType) -> None:
     before = torch.get_rng_state()
     for number in range(20):
-        one, other = (study.Candidate("ring", 0, number) for _ in range(2))
+        one, other = (study.Candidate("sums", 0, number) for _ in range(2))
         how = one.values
-        assert how == other.values != study.Candidate("ring", 1, number).values
+        assert how == other.values != study.Candidate("sums", 1, number).values
         assert 16 <= how["hidden"] <= 64 and 0.5 <= how["gain"] <= 3 and 1e-4 <= how["rate"] <= 3e-2
         layer, twin = one.network()[0], other.network()[0]
         assert all(torch.equal(a, b) for a, b in zip(layer.parameters(), twin.parameters(), strict=True))
@@ -221,6 +221,24 @@ def test_sums_are_those_of_integers(study: ModuleType) -> None:
     assert torch.equal(asked, (first + second) % 2**12)
     assert batch.targets[:3, :, 1].isnan().all()
     assert torch.equal(batch.targets[3:, :, 1], batch.targets[:-3, :, 0])
+
+
+def test_what_was_shown_is_asked_backwards(study: ModuleType) -> None:
+    batch = study.reverse(16, torch.Generator().manual_seed(0), False, symbols=5, length=4, delay=3)
+    assert (
+        torch.equal(batch.targets[7:], batch.inputs[:4, :, :5].argmax(-1).flip(0)) and (batch.targets[:7] == -1).all()
+    )
+
+
+def test_first_in_is_first_out(study: ModuleType) -> None:
+    """Oracle: the calls after a symbol that must come before it is called itself."""
+    batch = study.queue(16, torch.Generator().manual_seed(0), False, steps=24, symbols=4, longest=3)
+    is_call = batch.inputs[..., 4] == 1
+    assert ((~is_call).long().cumsum(0) - is_call.long().cumsum(0)).aminmax() == (0, 3)
+    for b in range(16):
+        joined = batch.inputs[~is_call[:, b], b].argmax(-1)
+        assert torch.equal(batch.targets[is_call[:, b], b], joined[: int(is_call[:, b].sum())])
+    assert (batch.targets[~is_call] == -1).all()
 
 
 def test_rank_correlation_of_known_orders(study: ModuleType) -> None:
@@ -243,8 +261,8 @@ def test_what_is_kept_is_not_made_again(study: ModuleType, tmp_path: Path) -> No
     path = tmp_path / "kept.jsonl"
     for _ in range(2):  # as a second process would
         kept = study.Kept(path, make)
-        assert [kept[study.Candidate("ring", 0, n)]["value"] for n in (3, 1, 3)] == [1.5, 0.5, 1.5]
-    assert made == [3, 1] and kept[study.Candidate("ring", 0, 1)]["test"] == -math.inf
+        assert [kept[study.Candidate("sums", 0, n)]["value"] for n in (3, 1, 3)] == [1.5, 0.5, 1.5]
+    assert made == [3, 1] and kept[study.Candidate("sums", 0, 1)]["test"] == -math.inf
 
 
 def test_a_tiny_study_from_end_to_end(study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +270,7 @@ def test_a_tiny_study_from_end_to_end(study: ModuleType, tmp_path: Path, monkeyp
     monkeypatch.setattr(study, "PAGE", tmp_path / "page.md")
     settings = study.Settings(epochs=2, updates=1, trials=2, drawn=3, seeds=1)
     rows = list(study.studies(settings))
-    assert len(rows) == 3 * len(study.METHODS)
+    assert len(rows) == len(study.STUDIED) * len(study.METHODS)
     assert all(row["spent"] == 4 for row in rows), "with fewer trials than five nothing is pruned"
     curves = [json.loads(line) for line in (settings.folder / "curves.jsonl").read_text().splitlines()]
     assert all(len(one["valid"]) == len(one["predicted"]) == 2 for one in curves)
