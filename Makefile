@@ -1,6 +1,6 @@
 # The commands of the project. Each sets up what it needs in .venv by itself; only Python and make must be there.
 #
-#   make demo ARGS="--cell gru --gain 3"        arguments for the example; ARGS goes to pytest in test and slow
+#   make demo ARGS="--task digits --gain 3"     arguments for the demo; ARGS goes to pytest in test and slow
 #   make bank ARGS=--smoke                      a trial of some minutes, apart from bank/records
 #   make bench ARGS="--only engine"             one part; ARGS=--quick is a trial of some minutes
 #   make clients ARGS=darts                     one library; ARGS=--resume leaves out what has been run
@@ -20,14 +20,16 @@ HELD_OLDEST := 'numpy==1.26.4' 'setuptools==80.10.2' 'editables~=0.3'
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # two installs into one environment would trip over each other
-.PHONY: help demo bank bank-report bench clients test test-oldest test-newest versions slow docs lint format \
+.PHONY: help demo bank bank-report bench gpu clients test test-oldest test-newest versions slow docs lint format \
   constraints clean
 
 help:         ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+: .*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
-demo: $(VENV)/demo.stamp         ## train on handwritten digits and watch the Lyapunov spectrum
-	$(VENV)/bin/python examples/digits.py $(ARGS)
+demo: $(VENV)/demo.stamp         ## a network that will not learn is told so early, and rescued; ARGS="--task digits": digits
+	$(VENV)/bin/python $(if $(filter %digits,$(ARGS)),examples/digits.py $(filter-out --task --task=digits digits,$(ARGS)),-m lightning_lyapunov demo $(ARGS))
+	-$(if $(ARGS),,$(if $(DISPLAY)$(WAYLAND_DISPLAY),$(VENV)/bin/python -m webbrowser \
+	  "file://$(CURDIR)/$$(ls -t lightning_logs/demo/as-made/*/lyapunov.html | head -1)"))
 
 bank: $(VENV)/bank.stamp         ## train the bank's networks: hours; interrupted it goes on; or nohup make bank &
 	$(RUN) lightning_lyapunov.bank $(if $(filter --smoke,$(ARGS)),$(TRIAL),$(BANK)) $(ARGS)
@@ -43,6 +45,9 @@ FITTED := bank/bank-1.safetensors
 
 bench: $(VENV)/plot.stamp        ## measure speed, beside other ways and packages, and write benchmarks/README.md: hours
 	$(VENV)/bin/python benchmarks $(ARGS)
+
+gpu: $(VENV)/test.stamp          ## the same numbers, counts, times and memory on an accelerator: four minutes; docs/gpu.md
+	$(VENV)/bin/python benchmarks/gpu.py $(ARGS)
 
 clients:      ## run models of other libraries with the callbacks: half an hour, and 6 GB to install
 	$(PYTHON) clients/run.py $(ARGS)

@@ -6,6 +6,7 @@ Formulas become MathML, which browsers draw by themselves, so that no page needs
 from __future__ import annotations
 
 import re
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
+PACKAGE = "lightning_lyapunov"
 ROOT = Path(__file__).parents[1]
 OUTSIDE = {"benchmarks.md": "benchmarks/README.md", "growth.png": "benchmarks/growth.png"}
 """Files of the site, and where in the repository they live."""
@@ -40,6 +42,15 @@ class FromRestructuredText(griffe.Extension):
         """Rewrite the docstring, if there is one."""
         if obj.docstring is not None:
             obj.docstring.value = to_markdown(obj.docstring.value)
+
+    def on_function(self, *, func: griffe.Function, **_: Any) -> None:
+        """Show what a default is, rather than the name of the constant that holds it."""
+        for parameter in func.parameters:
+            if isinstance(parameter.default, griffe.ExprName):
+                module, _, name = parameter.default.canonical_path.rpartition(".")
+                value = getattr(import_module(module), name, None) if module.startswith(PACKAGE) else None
+                if isinstance(value, int | float | str):
+                    parameter.default = repr(value)
 
 
 def to_markdown(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The screenshots of docs/dashboard.md: a run of `lightning-lyapunov demo` in a browser, Chromium.
+"""The screenshots of docs/dashboard.md: the first run of `lightning-lyapunov demo` in a browser, Chromium.
 
 lightning-lyapunov demo --directory /tmp/demo && python docs/screenshots.py /tmp/demo
 """
@@ -16,12 +16,12 @@ from pathlib import Path
 from PIL import Image
 
 DOCS = Path(__file__).parent
-WIDTH, HEIGHT, SHOWN = 1200, 1180, 900
+WIDTH, HEIGHT, SHOWN = 1200, 1060, 900
 """Pixels of the window, and width of the pictures."""
 
 
 def shoot(address: str, name: str, profile: str) -> None:
-    """Open a page and keep what there is to see as a picture of few colours."""
+    """Open a page and keep what there is to see as a picture of 64 colours."""
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     picture = DOCS / f"dashboard-{name}.png"
     subprocess.run(
@@ -33,14 +33,14 @@ def shoot(address: str, name: str, profile: str) -> None:
     )  # fmt: skip
     with Image.open(picture) as whole:
         small = whole.convert("RGB").resize((SHOWN, SHOWN * HEIGHT // WIDTH), Image.Resampling.LANCZOS)
-    small.quantize(256, Image.Quantize.MEDIANCUT, kmeans=3).save(picture, optimize=True)
+    small.quantize(64, Image.Quantize.MEDIANCUT, kmeans=3).save(picture, optimize=True)
 
 
 def main() -> None:
     """TensorBoard's tabs, and the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, help="that of the demo")
-    directory = parser.parse_args().directory
+    directory = parser.parse_args().directory / "demo" / "as-made"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -61,7 +61,7 @@ def main() -> None:
                     continue
             shoot(f"http://127.0.0.1:{port}/#images", "images", profile)
             shoot(f"http://127.0.0.1:{port}/#custom_scalars", "scalars", profile)
-            report = max(directory.rglob("report.html"), key=lambda path: path.stat().st_mtime)
+            report = max(directory.rglob("lyapunov.html"), key=lambda path: path.stat().st_mtime)
             shoot(report.resolve().as_uri(), "report", profile)
         finally:
             process.terminate()

@@ -1,7 +1,7 @@
 """Watch the Lyapunov spectrum of a recurrent network while it learns to read handwritten digits, row by row.
 
 python examples/digits.py                         an LSTM with PyTorch's initial weights: starts stable
-python examples/digits.py --cell rnn --gain 3     recurrent weights of gain 3: chaotic from the start
+python examples/digits.py --cell rnn --gain 3     recurrent weights of gain 3: gradients grow from the start
 """
 
 import argparse
@@ -23,7 +23,7 @@ from torchmetrics.functional import accuracy
 
 from lightning_lyapunov import LyapunovSpectrumCallback
 from lightning_lyapunov.figures import spectrum_over_training
-from lightning_lyapunov.reading.conditions import has_settled, state_of
+from lightning_lyapunov.reading.conditions import state_of
 from lightning_lyapunov.reading.history import Measurement
 from lightning_lyapunov.reading.words import factor
 
@@ -85,7 +85,7 @@ def quiet() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
-COLUMNS = "  λ_max ± error  settled  gradient over 8 steps      predicted skill "
+COLUMNS = "     λ ± error  gradient over 8 steps       predicted skill "
 
 
 def figures(measurement: Measurement) -> str:
@@ -94,8 +94,7 @@ def figures(measurement: Measurement) -> str:
     largest = f"{m['max']:+.2f} ± {m['max_error']:.2f}"
     typical, most = factor(m["gradient_gain"]), factor(m["gradient_growth"])
     predicted = f"{m['aelle/performance']:.2f} ({m['aelle/performance_low']:.2f}–{m['aelle/performance_high']:.2f})"
-    settled = "yes" if has_settled(measurement) else "no"
-    return f"  {largest:>13}  {settled:>7}  {f'{typical}, at most {most}':<25}  {predicted}"
+    return f"  {largest:>12}  {f'{typical}, at most {most}':<26}  {predicted}"
 
 
 class PrintEpochs(pl.Callback):
@@ -130,6 +129,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--logdir", type=Path, default=Path("lightning_logs"))
     args = parser.parse_args()
+    for name in ("hidden", "epochs"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1; got {getattr(args, name)}.")
 
     quiet()
     torch.set_num_threads(1)  # for so small a network threads cost more than they bring
@@ -156,10 +158,10 @@ def main() -> None:
     )
 
     first, last = lyapunov.history[0], lyapunov.history[-1]
-    print(f"\n{args.epochs} epochs in {time.perf_counter() - start:.0f} s. λ in nats per step.\n")
-    print(f"                {COLUMNS}")
-    print(f"before training {figures(first)}  {state_of([first])}")
-    print(f"after training  {figures(last)}  {state_of(lyapunov.history)}\n")
+    print(f"\n{args.epochs} epochs in {time.perf_counter() - start:.0f} s. λ: largest exponent, in nats per step.\n")
+    print(f"      {COLUMNS}")
+    print(f"before{figures(first)}  {state_of([first])}")
+    print(f"after {figures(last)}  {state_of(lyapunov.history)}\n")
 
     picture = Path(logger.log_dir) / "spectrum.png"
     spectrum_over_training(lyapunov.history).savefig(picture)

@@ -2,9 +2,10 @@
 
 Trains each for some seconds to hold a symbol for 40 steps (see rescue.py), draws its spectrum, and prints what the
 diagnosis makes of it, and what the exponent comes to in the long run. Also draws what an exponent is, how a small
-perturbation of a state grows or fades, and what a gradient feels over a sequence.
+perturbation of a state grows or fades, what a gradient feels over a sequence, and where along it memory is lost.
 
 python examples/gallery.py                           the pictures and sentences of docs/reading-a-spectrum.md
+python examples/gallery.py --along                   the last picture alone, which takes a second
 python examples/gallery.py --quick --output DIR      shorter trainings, written elsewhere
 """
 
@@ -33,8 +34,8 @@ from rescue import (
 from torch import Tensor, nn
 
 from lightning_lyapunov import lyapunov_spectrum
-from lightning_lyapunov.figures import spectrum_now
-from lightning_lyapunov.reading import findings
+from lightning_lyapunov.figures import growth_along, spectrum_now
+from lightning_lyapunov.reading import History, Measurement, findings
 from lightning_lyapunov.reading.words import plus_minus
 
 SEED = 1
@@ -141,6 +142,21 @@ def what_a_gradient_feels(lengths: tuple[int, ...] = (2, 3, 4, 6, 8, 12, 16, 24,
     return figure
 
 
+def where_memory_is_lost(steps: int = 40, mark: int = 24) -> Figure:
+    """How a push fares in a GRU that keeps its state, but for one step of each sequence whose input lets go of it."""
+    torch.manual_seed(SEED)
+    layer = nn.GRU(SYMBOLS, HIDDEN, batch_first=True)
+    gate = slice(HIDDEN, 2 * HIDDEN)  # of the update, which keeps the state where it is open
+    with torch.no_grad():
+        layer.get_parameter("bias_ih_l0")[gate] = 4.0
+        layer.get_parameter("weight_ih_l0")[gate, 0] = -6.0
+    inputs = 0.1 * torch.randn(64, steps, SYMBOLS, generator=torch.Generator().manual_seed(0))
+    inputs[:, mark, 0] = 1.0
+    history = History()
+    history.append(Measurement.of(lyapunov_spectrum(layer, inputs, interval=1)))
+    return growth_along(history)
+
+
 def loss_gradient(layer: nn.RNN, inputs: Tensor) -> float:
     """The norm of a loss's gradient by the first state over that by the last, for random read-outs of the last state.
 
@@ -158,12 +174,16 @@ def main() -> None:
     """Train, draw, and say."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="three epochs each, not six")
+    parser.add_argument("--along", action="store_true", help="only where along a sequence memory is lost")
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "docs" / "gallery")
     args = parser.parse_args()
 
     quiet()
     torch.set_num_threads(1)  # for so small a network threads cost more than they bring
     args.output.mkdir(parents=True, exist_ok=True)
+    where_memory_is_lost().savefig(args.output / "along.png")
+    if args.along:
+        return
     for exhibit in EXHIBITS:
         history, accuracy, layer = trained(
             exhibit.make, exhibit.seed, epochs=3 if args.quick else 6, weight_decay=exhibit.weight_decay

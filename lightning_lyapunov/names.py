@@ -25,6 +25,9 @@ class Quantity:
     """What it is, in a sentence."""
     advice: str
     """What to do about it."""
+    summary: Literal["last", "min", "max"] = "last"
+    """What of a run sums it up, where a tracker asks: of what must not happen even once, the worst. Only for what is
+    known of every measurement may that be another than the last: in Weights & Biases one NaN makes NaN of a minimum."""
 
 
 _TABLE = (
@@ -128,6 +131,7 @@ _TABLE = (
         "trusted",
         "exponents that rounding cannot have moved",
         'below 1: `dtype="float64"`, `interval=1`, or fewer exponents by `k`',
+        summary="min",
     ),
     Quantity(
         "floored",
@@ -135,6 +139,7 @@ _TABLE = (
         "dead directions",
         "exponents below −100, which are logged as −100, dead directions (−∞) among them",
         "above 0: dead or saturated units",
+        summary="max",
     ),
     Quantity(
         "closed_loop_max",
@@ -167,7 +172,14 @@ _TABLE = (
         "0 healthy, 1 watch, 2 act: what was right of 80 %, or 95 %, of the bank's networks that were told the same",
         "2: do what the finding says; 1: look at it again; 0: train on",
     ),
-    Quantity("seconds", "s", "seconds", "what the measurement took", "too much: fewer exponents, sequences or steps"),
+    Quantity(
+        "seconds",
+        "s",
+        "seconds",
+        "what the measurement took",
+        "too much: fewer exponents, sequences or steps",
+        summary="max",
+    ),
     Quantity(
         "overhead",
         "share",
@@ -251,8 +263,8 @@ SCORED = tuple(name for name in QUANTITIES if name.startswith("aelle/"))
 
 
 LOGGED = (
-    *("max", "max_error", "gradient_growth", "gradient_gain", "near_zero_fraction"),
-    *("aelle/performance", "aelle/failure_probability", "overhead"),
+    *("verdict", "max", "max_error", "gradient_growth", "gradient_gain", "near_zero_fraction"),
+    *("aelle/performance", "aelle/failure_probability", "aelle/familiarity", "overhead"),
 )
 """Names of what loggers get unless they are to get more, beside what was asked for by an argument of its own."""
 OF_A_LAYER = "<layer>/max"

@@ -94,6 +94,7 @@ _TABLE = (
         "trusted",
         "of the growths measured those that the iteration has settled",
         'below 1: a smaller `tolerance`, fewer growths by `k`, or `dtype="float64"`',
+        summary="min",
     ),
     Quantity(
         "floored",
@@ -101,9 +102,22 @@ _TABLE = (
         "dead directions",
         "of the leading growths those below −100, which are logged as −100, and those beyond the rank (−∞)",
         "above 0: a block narrower than `k`, or one that passes nothing on",
+        summary="max",
     ),
     Quantity(
-        "seconds", "s", "seconds", "what the measurement took", "too much: fewer samples, or a larger `tolerance`"
+        "verdict",
+        "0 to 2",
+        "verdict",
+        "0 healthy, 1 watch, 2 act: what was right of 80 %, or 95 %, of a benchmark's networks",
+        "2: do what the finding says; 1: look at it again; 0: train on",
+    ),
+    Quantity(
+        "seconds",
+        "s",
+        "seconds",
+        "what the measurement took",
+        "too much: fewer samples, or a larger `tolerance`",
+        summary="max",
     ),
     Quantity(
         "overhead",
@@ -127,7 +141,7 @@ OF_A_BLOCK = "<block>/gain"
 """The name that those of all blocks stand under."""
 MEASURED = tuple(name for name in QUANTITIES if name != OF_A_BLOCK)
 """Names of what is logged of every measurement."""
-LOGGED = ("total", "total_error", "gain", "block_gain_max", "block_gain_min", "overhead")
+LOGGED = ("verdict", "total", "total_error", "gain", "block_gain_max", "block_gain_min", "overhead")
 """Names of what loggers get unless they are to get more."""
 MOST_BLOCKS = 64
 """Blocks that have a figure of their own; of more, as many evenly chosen, the first and the last among them."""

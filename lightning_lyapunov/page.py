@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -19,8 +19,10 @@ import torch
 
 import lightning_lyapunov
 from lightning_lyapunov.files import write_whole
+from lightning_lyapunov.reading.history import History
 from lightning_lyapunov.reading.rules import Finding
-from lightning_lyapunov.reading.verdict import Verdict
+from lightning_lyapunov.reading.verdict import SIGNS, Verdict, Word
+from lightning_lyapunov.reading.words import factor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,12 +31,16 @@ ROWS = 60
 """Measurements in a table at most, evenly chosen; the first and the last are always among them."""
 LONGEST = 300
 """Characters of one setting that are shown."""
-DPI = 144
+DPI = 200
 """Of pictures written as PNG: sharp on a phone and on paper."""
+LARGE = 50_000
+"""Bytes of a picture as SVG up to which it is not looked whether it would be smaller as PNG."""
 UNKNOWN = "–"
 
-LEVELS = {"good": ("✓", "Good"), "note": ("ℹ", "Note"), "warning": ("⚠", "Warning"), "act": ("⛔", "Act")}
+LEVELS = {"good": ("✓", "Good"), "note": ("ℹ", "Note"), "warning": ("⚠", "Watch"), "act": ("✖", "Act")}
 """How the level of a finding is shown: never by its colour alone."""
+WORD_OF: dict[str, Word] = {"act": "act", "warning": "watch", "good": "healthy"}
+"""The word of the verdict that is of the level of a finding; of a note there is none."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,78 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Bar:
+    """A value with its error on an axis of its own, places in percent of its width."""
+
+    ends: tuple[str, str]
+    """What is written at either end of the axis."""
+    low: float
+    high: float
+    at: float
+    zero: float | None
+    """Where zero lies; None at an end, or off the axis."""
+
+    @classmethod
+    def around_zero(cls, value: float, error: float, steps: Sequence[float], unit: str = "") -> Bar | None:
+        """On an axis as far either way as the first of these steps that holds it; None of what cannot be drawn."""
+        if not math.isfinite(value) or not math.isfinite(error):
+            return None
+        most = abs(value) + error
+        end = next((step for step in steps if step >= most), most)
+        ends = f"−{end:.3g}{unit}", f"+{end:.3g}{unit}"
+        return cls._on(value, value - error, value + error, -end, end, ends, is_signed=True)
+
+    @classmethod
+    def of_share(cls, value: float, low: float, high: float) -> Bar | None:
+        """On an axis from 0 to 1."""
+        if not all(map(math.isfinite, (value, low, high))):
+            return None
+        return cls._on(value, low, high, 0.0, 1.0, ("0", "1"), is_signed=False)
+
+    @classmethod
+    def _on(
+        cls, value: float, low: float, high: float, start: float, end: float, ends: tuple[str, str], *, is_signed: bool
+    ) -> Bar:
+        def place(x: float) -> float:
+            return round(100 * (min(max(x, start), end) - start) / (end - start), 1)
+
+        return cls(ends, place(low), place(high), place(value), place(0.0) if is_signed else None)
+
+
+@dataclass(frozen=True)
+class Card:
+    """One of the few numbers that matter, with its error, in the colour of what was found of it."""
+
+    name: str
+    value: str
+    note: str
+    """Its error, its unit, and what it is of."""
+    bar: Bar | None = None
+    word: Word | None = None
+    """The word that colours it, of the verdict's; None where nothing was found that concerns it."""
+
+    @property
+    def sign(self) -> str:
+        """Shown beside the colour."""
+        return SIGNS[self.word] if self.word else ""
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file that the page carries."""
+
+    name: str
+    label: str
+    address: str
+    """A ``data:`` address: the file itself."""
+
+    @classmethod
+    def of_csv(cls, name: str, label: str, text: str) -> Download:
+        """Comma-separated values."""
+        return cls(name, label, f"data:text/csv;charset=utf-8;base64,{base64.b64encode(text.encode()).decode()}")
+
+
+@dataclass(frozen=True)
 class Table:
     """A table as the page shows it."""
 
@@ -58,7 +136,9 @@ class Table:
     note: str
     headings: Sequence[str]
     rows: Sequence[tuple[str, Sequence[str]]]
-    """Class of each row, or none, and its cells."""
+    """Class of each row, or none, and its cells; those that hold HTML as ``Markup``."""
+    download: Download | None = None
+    """All of it as a file."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +146,15 @@ class Page:
     """What stands on a page, from its top to its end."""
 
     title: str
-    measurements: int
+    counted: str
+    """How many measurements it is of, or runs."""
     verdict: Verdict | None
+    """The headline; None of several runs, which have one each."""
     findings: Sequence[Finding]
+    cards: Sequence[Card]
+    """The few numbers that matter, of the last measurement."""
     summary: Sequence[tuple[str, str, str]]
-    """Name, value and unit of what the last measurement comes to."""
+    """Name, value and unit of what else it comes to."""
     extent: str
     """Of how much it is, in a sentence; may be empty."""
     pictures: Sequence[Picture] | None
@@ -78,6 +162,10 @@ class Page:
     tables: Sequence[Table]
     settings: Mapping[str, object]
     """What the run was made with, by name; nested mappings are flattened, long values cut."""
+    docs: Sequence[tuple[str, str]]
+    """Pages of the documentation that tell more: what of, and the file."""
+    missed: str = ""
+    """Since when nothing was measured and why, in a sentence; empty where the last measurement is of the end."""
     runs_before: int = 0
     lead: Picture | None = None
     """The one picture that stands beside the verdict."""
@@ -105,7 +193,7 @@ class Page:
             page=self,
             written=datetime.now().astimezone(),
             findings=[(finding, *LEVELS[finding.level]) for finding in self.findings],
-            settings=[(name, _shortened(value)) for name, value in _flat(self.settings)],
+            settings=[(name, shortened(value)) for name, value in flat(self.settings)],
             versions=_versions(),
             **more,
         )
@@ -134,19 +222,60 @@ def percentage(value: float) -> str:
     return UNKNOWN if math.isnan(value) else f"{100 * value:.0f} %"
 
 
+def times(nats: float) -> str:
+    """What something is multiplied by as it grows by so many nats; a dash where it is not known.
+
+    Example:
+        >>> times(-1.0), times(-270.0)
+        ('× 1/2.7', '× 5.5·10⁻¹¹⁸')
+    """
+    if math.isnan(nats):
+        return UNKNOWN
+    amount, power, tens = factor(nats).removesuffix("-fold").partition("^")
+    return f"× {amount}{tens.translate(_RAISED) if power else ''}"
+
+
+_RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+
+
+# ------------------------------------------------------------------ what was found
+
+
+def word_of(states: Collection[str], found: Sequence[Finding], said: Verdict | None) -> Word | None:
+    """The word that colours a number, by the gravest finding that concerns it; None where there is none.
+
+    Args:
+        states: Those of the findings that concern it.
+        found: All findings.
+        said: The verdict: what it rests on is as grave as it says; in a healthy run all else is healthy.
+    """
+    concerning = [finding for finding in found if finding.state in states]
+    if said is not None and said.word == "healthy" and not any(finding.is_concern for finding in concerning):
+        return "healthy"
+    if said is not None and said.word != "healthy" and said.about in states:
+        return said.word
+    levels = {finding.level for finding in concerning}
+    return next((word for level, word in WORD_OF.items() if level in levels), None)
+
+
+def missed(history: History[Any]) -> str:
+    """Since when nothing was measured, and why, in a sentence; empty where nothing was missed."""
+    if history.missed is None:
+        return ""
+    updates, why = history.missed
+    return f"Not measured since update {history[-1].step:,} of {updates:,}: {why.removesuffix('.')}."
+
+
 # ------------------------------------------------------------------ pictures
 
 
 def address(figure: Figure) -> str:
-    """A figure as SVG or as PNG, whichever is smaller, in a ``data:`` address."""
-    forms: dict[str, dict[str, Any]] = {
-        "svg+xml": {"format": "svg", "metadata": {"Date": None}},
-        "png": {"format": "png", "dpi": DPI},
-    }
-    written = {}
-    for kind, options in forms.items():
-        figure.savefig(buffer := BytesIO(), **options)
-        written[kind] = buffer.getvalue()
+    """A figure as SVG, or as PNG where that is smaller, in a ``data:`` address."""
+    figure.savefig(buffer := BytesIO(), format="svg", metadata={"Date": None})
+    written = {"svg+xml": buffer.getvalue()}
+    if len(written["svg+xml"]) > LARGE:
+        figure.savefig(buffer := BytesIO(), format="png", dpi=DPI)
+        written["png"] = buffer.getvalue()
     kind = min(written, key=lambda kind: len(written[kind]))
     return f"data:image/{kind};base64,{base64.b64encode(written[kind]).decode()}"
 
@@ -154,15 +283,17 @@ def address(figure: Figure) -> str:
 # ------------------------------------------------------------------ circumstances
 
 
-def _flat(settings: Mapping[str, object], before: str = "") -> Iterator[tuple[str, object]]:
+def flat(settings: Mapping[str, object], before: str = "") -> Iterator[tuple[str, object]]:
+    """Names and values, those of nested mappings with the names before them: ``model.hidden``."""
     for name, value in settings.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{before}{name}.")
+            yield from flat(value, f"{before}{name}.")
         else:
             yield f"{before}{name}", value
 
 
-def _shortened(value: object) -> str:
+def shortened(value: object) -> str:
+    """A setting as it is shown."""
     text = str(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 

@@ -4,17 +4,37 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_lyapunov.names import ON_REQUEST
-from lightning_lyapunov.page import LONGEST, ROWS, UNKNOWN, Page, Picture, Table, address, number, percentage, thinned
+from lightning_lyapunov.page import (
+    LONGEST,
+    ROWS,
+    UNKNOWN,
+    Bar,
+    Card,
+    Download,
+    Page,
+    Picture,
+    Table,
+    address,
+    missed,
+    number,
+    percentage,
+    thinned,
+    times,
+    word_of,
+)
+from lightning_lyapunov.reading.along import where_lost
 from lightning_lyapunov.reading.conditions import has_settled, is_chaotic, is_dead, largest
+from lightning_lyapunov.reading.features import NEAR_ZERO
 from lightning_lyapunov.reading.history import History, Measurement
-from lightning_lyapunov.reading.rules import findings
-from lightning_lyapunov.reading.verdict import verdict
-from lightning_lyapunov.reading.words import factor, horizon, plus_minus, steps_of
+from lightning_lyapunov.reading.rules import Finding, findings
+from lightning_lyapunov.reading.verdict import Verdict, verdict
+from lightning_lyapunov.reading.words import epochs, horizon, plus_minus, steps_of
 
 if TYPE_CHECKING:
     from lightning_lyapunov.figures import LatentMap
@@ -22,6 +42,18 @@ if TYPE_CHECKING:
 __all__ = ["LONGEST", "ROWS", "write_report"]
 
 FIGURES = {
+    "overview": (
+        "The run in one picture",
+        "The verdict with its reason and what to do; below, as far as each is known, what a gradient is multiplied by "
+        "over a sequence in the course of training, with its error, the final skill as predicted beside what was "
+        "reached, and growth along the sequence now.",
+    ),
+    "along": (
+        "Where along a sequence memory is lost",
+        "How a push to the state before the first step grows or shrinks from there on: above by step, mean over "
+        "sequences and one standard deviation between them, below what is left of it. Grey is where half of the change "
+        "falls, if that is in a quarter of the steps or less.",
+    ),
     "spectrum": (
         "The spectrum",
         "All exponents measured, largest first, with their error bars. Above zero perturbations of the state grow; "
@@ -49,6 +81,25 @@ FIGURES = {
     ),
 }
 """Title and caption of each figure."""
+PREDICTED = ("performance", "performance_low", "performance_high")
+LEAD = "overview"
+"""The figure that stands beside the verdict."""
+CONCERN = {
+    "exponent": ("saturated", "collapsed", "chaotic", "stable"),
+    "gradient": (
+        *("saturated", "collapsed", "chaotic", "growing", "mild growth", "forgetting", "remembering", "stable"),
+        *("fading", "undecided", "layer_explodes"),
+    ),
+    "memory": ("saturated", "collapsed", "forgetting", "remembering", "layer_died"),
+    "skill": ("predicted_to_fail",),
+}
+"""States of the findings that concern the number of a card."""
+DOCS = (
+    ("how to read this page", "docs/report.md"),
+    ("what a spectrum tells", "docs/reading-a-spectrum.md"),
+    ("how often what is said was right", "docs/rates.md"),
+    ("what helps", "docs/acting.md"),
+)
 
 
 def write_report(
@@ -59,7 +110,7 @@ def write_report(
     title: str = "Lyapunov spectra of a training run",
     latent_map: LatentMap | None = None,
 ) -> Path:
-    """Write one self-contained HTML page: findings in words, figures, measurements, settings, a glossary.
+    """Write one self-contained HTML page: the verdict, what to do, figures, measurements, settings, a glossary.
 
     The page needs no network and no scripts, reads well in light and dark, on a phone and on paper, and stays below
     2 MB. It is written whole or not at all. Without matplotlib it is written without figures, and says so.
@@ -80,17 +131,23 @@ def write_report(
     """
     if not len(history):
         raise ValueError("history must hold at least one measurement; got none.")
+    found, said, pictures = findings(history), verdict(history), _pictures(history, latent_map)
+    lead = next((picture for picture in pictures or () if picture.title == FIGURES[LEAD][0]), None)
     page = Page(
         title=title,
-        measurements=len(history),
-        verdict=verdict(history),
-        findings=findings(history),
-        summary=_summary(history),
+        counted=f"{len(history)} measurement{'s' * (len(history) != 1)}",
+        verdict=said,
+        findings=found,
+        cards=_cards(history[-1], found, said),
+        summary=_summary(history[-1]),
         extent=_extent(history[-1]),
-        pictures=_pictures(history, latent_map),
+        pictures=None if pictures is None else [picture for picture in pictures if picture is not lead],
         tables=[_measurements(history)],
         settings=settings or {},
+        docs=DOCS,
+        missed=missed(history),
         runs_before=history.runs_before,
+        lead=lead,
     )
     return page.write("report.html", Path(path))
 
@@ -111,6 +168,9 @@ def _measurements(history: History) -> Table:
         "sequence, in a typical one and at most; the horizon in steps; – is not known.",
         list(_row(history[-1], with_source, asked)),
         [("chaotic" if is_chaotic(m) else "", list(_row(m, with_source, asked).values())) for m in chosen],
+        Download.of_csv(
+            f"{history.prefix}.csv", f"All {len(history)} measurements with all their figures (CSV)", history.to_csv()
+        ),
     )
 
 
@@ -130,12 +190,12 @@ def _row(m: Measurement, with_source: bool = False, asked: Collection[str] = ())
     interval = "" if math.isnan(low) else f" ({low:.2f} to {high:.2f})"
     return {
         "update": f"{m.step:,}",
-        "epoch": str(m.epoch),
+        "epoch": str(epochs(m)),
         **({"driven by": f"{m.source} data" if m.source else UNKNOWN} if with_source else {}),
         "λ max ± error": _largest(m),
         "settled": UNKNOWN if m.settled is None else "yes" if has_settled(m) else "no",
-        "gradient": _factor(m.gain),
-        "at most": UNKNOWN if m.growth is None or not len(m.growth) else _factor(float(m.growth[0])),
+        "gradient": times(m.gain),
+        "at most": UNKNOWN if m.growth is None or not len(m.growth) else times(float(m.growth[0])),
         "near zero": percentage(get("near_zero_fraction")),
         "unstable": percentage(get("unstable_fraction")),
         "Kaplan–Yorke": number(get("kaplan_yorke_dimension"), ".1f"),
@@ -149,38 +209,89 @@ def _row(m: Measurement, with_source: bool = False, asked: Collection[str] = ())
     }
 
 
-def _summary(history: History) -> list[tuple[str, str, str]]:
-    """Name, value and unit of what the last measurement comes to; only what is known."""
-    last = history[-1]
+def _cards(last: Measurement, found: Sequence[Finding], said: Verdict | None) -> list[Card]:
+    """The few numbers that matter, those that are known, in the colours of what was found of them."""
+    cards = [_exponent(last), _gradient(last), _memory(last), _skill(last)]
+    return [
+        replace(card, word=word_of(CONCERN[concern], found, said))
+        for concern, card in zip(CONCERN, cards, strict=True)
+        if card.value != UNKNOWN
+    ]
+
+
+def _exponent(m: Measurement) -> Card:
+    value, _, error = _largest(m).partition(" ± ")
+    note = f"± {error} " if error else "no error is known; "
+    note += "nats per step" + " of its layer" * bool(m.layers) + ", not settled" * (m.settled is not None)
+    if has_settled(m):
+        note = note.removesuffix(", not settled")
+    return Card("Largest exponent", value, note, Bar.around_zero(*largest(m), steps=(0.5, 1, 2, 5, 10, 50)))
+
+
+def _gradient(m: Measurement) -> Card:
+    value, error = m.gain, m.gain_error
+    of = f", in layer {m.growth_of}" if m.growth_of else ""
+    most = "" if m.growth is None or not len(m.growth) else f"at most {times(float(m.growth[0]))}, "
+    known = math.isfinite(value) and math.isfinite(error)
+    ends = f"between {times(value - error)} and {times(value + error)}; " if known else "no error is known; "
+    bar = Bar.around_zero(value, error, steps=(10, 20, 50, 100, 500), unit=" nats")
+    return Card("A gradient in a typical sequence", times(value), f"{ends}{most}over {steps_of(m)}{of}", bar)
+
+
+def _memory(m: Measurement) -> Card:
+    """The share of directions near zero; its error is what the errors of the exponents make of it."""
+    share = m.metrics.get("near_zero_fraction", math.nan)
+    low, high = _near_zero(m)
+    told = f"{100 * low:.0f} to {100 * high:.0f} % within the errors; " if low <= share <= high else ""
+    note = f"{told}of the state, |λ| below {NEAR_ZERO:g}"
+    return Card("Directions that remember", percentage(share), note, Bar.of_share(share, low, high))
+
+
+def _near_zero(m: Measurement) -> tuple[float, float]:
+    """Shares of the directions that are near zero for certain, and that may be; NaN where exponents are missing."""
+    if m.error is None or m.dimension is None or not len(m.exponents):
+        return math.nan, math.nan
+    values, errors = m.exponents.abs(), m.error
+    lowest = float(m.exponents[-1] + errors[-1])
+    if errors.isnan().any() or (len(values) < m.dimension and not lowest < -NEAR_ZERO):
+        return math.nan, math.nan
+    counts = (values + errors < NEAR_ZERO).sum(), (values - errors < NEAR_ZERO).sum()
+    return int(counts[0]) / m.dimension, int(counts[1]) / m.dimension
+
+
+def _skill(m: Measurement) -> Card:
+    value, low, high = (m.metrics.get(f"aelle/{name}", math.nan) for name in PREDICTED)
+    reached = "" if m.reached is None else f"; reached so far {number(m.reached, '.2f')}"
+    note = "no interval is known" if math.isnan(low) else f"80 % interval {low:.2f} to {high:.2f}"
+    bar = Bar.of_share(value, low, high) if 0 <= low <= high <= 1 else None
+    return Card("Predicted final skill", number(value, ".2f"), f"{note}{reached}; 0 chance, 1 best", bar)
+
+
+def _summary(last: Measurement) -> list[tuple[str, str, str]]:
+    """Name, value and unit of what else the last measurement comes to; only what is known."""
     row = _row(last)
-    exponent, _, error = row["λ max ± error"].partition(" ± ")
-    of = f", in layer {last.growth_of}" if last.growth_of else ""
-    interval = row["predicted skill"].partition(" ")[2].strip("()")
     length = "" if last.length is None else f"; the longest sequence has {last.length}"
     dimension = "" if last.dimension is None else f", of {last.dimension}"
     facts = [
-        (
-            "Largest exponent",
-            exponent,
-            f"± {error} " * bool(error)
-            + "nats per step"
-            + " of its layer" * bool(last.layers)
-            + ", not settled" * (row["settled"] == "no"),
-        ),
-        ("A gradient in a typical sequence", row["gradient"], f"at most {row['at most']}, over {steps_of(last)}{of}"),
-        ("Gradient horizon", row["horizon"], f"steps{length}"),
-        ("Directions that remember", row["near zero"], "of the state, |λ| below 0.05"),
-        ("Kaplan–Yorke dimension", row["Kaplan–Yorke"], f"dimensions{dimension}"),
-        (
-            "Predicted final skill",
-            row["predicted skill"].partition(" ")[0],
-            f"80 % interval {interval}" if interval else "0 chance, 1 best",
-        ),
-        ("Skill so far", row["reached"], "0 chance, 1 best"),
+        ("Gradient horizon", row["horizon"], f"steps{_horizons(last)}{length}"),
+        ("Kaplan–Yorke dimension", row["Kaplan–Yorke"], f"dimensions{dimension}; its error is not known"),
+        ("Skill so far", row["reached"], "0 chance, 1 best; as it was logged"),
         ("Closed loop", _closed_loop(last), "nats per step, the model fed with its own forecasts"),
-        ("Distance from the reference", number(last.metrics.get("distance"), ".3f"), "of e^λ, root mean square"),
+        (
+            "Distance from the reference",
+            number(last.metrics.get("distance"), ".3f"),
+            "of e^λ, root mean square; its error is not known",
+        ),
     ]
     return [fact for fact in facts if fact[1] != UNKNOWN]
+
+
+def _horizons(m: Measurement) -> str:
+    """The horizons that the error of the gain leaves."""
+    least, most = abs(m.gain) - m.gain_error, abs(m.gain) + m.gain_error
+    if not (math.isfinite(least) and math.isfinite(m.growth_steps) and least > 0):
+        return ""
+    return f", {m.growth_steps / most:,.1f} to {m.growth_steps / least:,.1f} within the error of the gain"
 
 
 def _extent(m: Measurement) -> str:
@@ -209,11 +320,6 @@ def _closed_loop(m: Measurement) -> str:
     return UNKNOWN if math.isnan(value) else plus_minus(value, error).replace("-", "−")
 
 
-def _factor(nats: float) -> str:
-    """What a gradient is multiplied by."""
-    return UNKNOWN if math.isnan(nats) else f"× {factor(nats).removesuffix('-fold')}"
-
-
 # ------------------------------------------------------------------ pictures
 
 
@@ -235,6 +341,10 @@ def _pictures(history: History, latent_map: LatentMap | None) -> list[Picture] |
 def _told(name: str, history: History) -> str:
     """What a figure shows, for those who cannot see it."""
     first, last = history[0], history[-1]
+    if name == "overview":
+        return f"Verdict {verdict(history)} Largest exponent {_largest(last)} nats per step at update {last.step}."
+    if name == "along":
+        return where_lost(last)
     if name == "spectrum":
         count, lowest = len(last.exponents), number(float(last.exponents[-1]), "+.2f")
         return f"{count} exponents at update {last.step}, from {_largest(last)} down to {lowest}."

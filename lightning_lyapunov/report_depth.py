@@ -8,13 +8,30 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lightning_lyapunov.names_depth import QUANTITIES
-from lightning_lyapunov.page import UNKNOWN, Page, Picture, Table, address, number, percentage, thinned
+from lightning_lyapunov.page import (
+    UNKNOWN,
+    Bar,
+    Card,
+    Download,
+    Page,
+    Picture,
+    Table,
+    address,
+    missed,
+    number,
+    percentage,
+    thinned,
+    times,
+    word_of,
+)
 from lightning_lyapunov.reading.depth_conditions import TRAINED, idle, odd, severed, unchanging
 from lightning_lyapunov.reading.depth_history import DepthMeasurement
 from lightning_lyapunov.reading.depth_rules import findings, verdict
 from lightning_lyapunov.reading.depth_words import exponential, share
 from lightning_lyapunov.reading.history import History
-from lightning_lyapunov.reading.words import factor
+from lightning_lyapunov.reading.rules import Finding
+from lightning_lyapunov.reading.verdict import Verdict
+from lightning_lyapunov.reading.words import epochs
 
 __all__ = ["write_depth_report"]
 
@@ -36,6 +53,14 @@ FIGURES = {
     ),
 }
 """Title and caption of each figure."""
+GRADIENT = ("unknown", "no_gradient", "vanishes", "doubtful", "explodes", "passes")
+BLOCKS = ("no_gradient", "dead_branch", "all_unchanged", "idle_late", "odd_block")
+"""States of the findings that concern what happens to a gradient, and single blocks."""
+DOCS = (
+    ("how to read this page", "docs/report.md"),
+    ("what blocks do to a gradient", "docs/depth.md"),
+    ("what that is worth", "docs/depth-benchmark.md"),
+)
 
 
 def write_depth_report(
@@ -68,16 +93,20 @@ def write_depth_report(
         raise ValueError("history must hold at least one measurement; got none.")
     pictures = _pictures(measurements)
     lead, *others = pictures or [None]
+    found, said = findings(measurements), verdict(measurements)
     page = Page(
         title=title,
-        measurements=len(measurements),
-        verdict=verdict(measurements),
-        findings=findings(measurements),
+        counted=f"{len(measurements)} measurement{'s' * (len(measurements) != 1)}",
+        verdict=said,
+        findings=found,
+        cards=_cards(measurements[-1], found, said),
         summary=_summary(measurements[-1]),
         extent="",
         pictures=None if pictures is None else [picture for picture in others if picture],
-        tables=[_blocks(measurements[-1]), _measurements(measurements)],
+        tables=[_blocks(measurements[-1]), _measurements(history)],
         settings=settings or {},
+        docs=DOCS,
+        missed=missed(history),
         runs_before=history.runs_before,
         lead=lead,
     )
@@ -87,13 +116,40 @@ def write_depth_report(
 # ------------------------------------------------------------------ numbers
 
 
+def _cards(last: DepthMeasurement, found: Sequence[Finding], said: Verdict | None) -> list[Card]:
+    """The few numbers that matter, those that are known, in the colours of what was found of them."""
+    (value, error), (usual, its_error) = last.total, last.gain
+    steps = (10, 20, 50, 100, 500)
+    remarks = [remark for remark in _remarks(last) if remark]
+    words = ", ".join(f"{remarks.count(remark)} × {remark}" for remark in dict.fromkeys(remarks))
+    cards = [
+        Card(
+            "A gradient at most",
+            times(value),
+            f"{_power(value, error)}, from output to input",
+            Bar.around_zero(value, error, steps, " nats"),
+            word_of(GRADIENT, found, said),
+        ),
+        Card(
+            "In a typical direction",
+            times(usual),
+            f"{_power(usual, its_error)}{_per_unit(last)}",
+            Bar.around_zero(usual, its_error, steps, " nats"),
+        ),
+        Card(
+            "Blocks that stand out",
+            f"{len(remarks)} of {last.depth}",
+            words or "none is dead, idle or unlike its neighbours",
+            None,
+            word_of(BLOCKS, found, said),
+        ),
+    ]
+    return [card for card in cards if card.value != UNKNOWN]
+
+
 def _summary(last: DepthMeasurement) -> list[tuple[str, str, str]]:
-    """Name, value and unit of what the last measurement comes to; only what is known."""
-    value, error = last.total
-    usual, its_error = last.gain
+    """Name, value and unit of what else the last measurement comes to; only what is known."""
     facts = [
-        ("A gradient at most", _times(value), f"{_power(value, error)}, from output to input"),
-        ("In a typical direction", _times(usual), f"{_power(usual, its_error)}{_per_unit(last)}"),
         ("Blocks", str(last.depth), f"widths {_widths(last.dimensions)}"),
         ("Largest gain of a block", *_extreme(last, largest=True)),
         ("Smallest gain of a block", *_extreme(last, largest=False)),
@@ -160,8 +216,9 @@ def _part(last: DepthMeasurement, block: int) -> str:
     return f"{told} ({percentage(added / value)})".replace("-", "−")
 
 
-def _measurements(measurements: Sequence[DepthMeasurement]) -> Table:
+def _measurements(history: History[DepthMeasurement]) -> Table:
     """A row for each measurement, or for some of many."""
+    measurements = list(history)
     chosen = [measurements[i] for i in thinned(len(measurements))]
     with_source = len({m.source for m in measurements}) > 1
     some = f"{len(chosen)} of {len(measurements)} measurements, evenly chosen. "
@@ -173,6 +230,9 @@ def _measurements(measurements: Sequence[DepthMeasurement]) -> Table:
         "in a typical direction, beside the logarithm of either in nats; – is not known.",
         list(rows[-1]),
         [("", list(row.values())) for row in rows],
+        Download.of_csv(
+            f"{history.prefix}.csv", f"All {len(history)} measurements with all their figures (CSV)", history.to_csv()
+        ),
     )
 
 
@@ -181,11 +241,11 @@ def _row(m: DepthMeasurement, with_source: bool) -> dict[str, str]:
     (value, error), (usual, its_error) = m.total, m.gain
     return {
         "update": f"{m.step:,}",
-        "epoch": str(m.epoch),
+        "epoch": str(epochs(m)),
         **({"reached by": f"{m.source} data" if m.source else UNKNOWN} if with_source else {}),
-        "at most": _times(value),
+        "at most": times(value),
         "ln σ₁ ± error": _with_error(value, error),
-        "typical": _times(usual),
+        "typical": times(usual),
         "gain ± error": _with_error(usual, its_error),
         "largest block gain": number(m.metrics.get("block_gain_max"), "+.2f"),
         "smallest": number(m.metrics.get("block_gain_min"), "+.2f"),
@@ -198,11 +258,6 @@ def _row(m: DepthMeasurement, with_source: bool) -> dict[str, str]:
 
 def _with_error(value: float, error: float) -> str:
     return number(value, "+.2f") + (f" ± {error:.2f}" if math.isfinite(value) and math.isfinite(error) else "")
-
-
-def _times(nats: float) -> str:
-    """What a gradient is multiplied by."""
-    return UNKNOWN if math.isnan(nats) else f"× {factor(nats).removesuffix('-fold')}"
 
 
 def _power(nats: float, error: float) -> str:

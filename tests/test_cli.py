@@ -1,7 +1,6 @@
 """Commands are run as typed, in this process where that is enough; what they say is compared with the functions."""
 
 import json
-import logging
 import math
 import pickle
 import re
@@ -75,6 +74,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
             gru.bias_ih_l0[3:6] = 1.0  # of the update gate z: h' = (1 - z) n + z h, each exponent is ln z
         torch.save(gru.state_dict(), home / "gru.pt")
         torch.save(gru, home / "gru_module.pt")
+        (home / "list.json").write_text("[-0.1, -0.5]")
         np.save(home / "zeros.npy", np.zeros((20, 2, 1)))
 
         rnn = nn.RNN(1, 2, nonlinearity="relu")
@@ -219,13 +219,14 @@ def test_long_table_says_how_much_it_leaves_out(run: Run) -> None:
     assert "24 more" in lines[-5]
 
 
-def test_json_holds_what_a_reader_needs_and_nothing_of_the_engine(run: Run, checkpoint: Path) -> None:
+def test_json_holds_all_of_the_spectrum_and_what_a_reader_needs(run: Run, checkpoint: Path) -> None:
     said = read(run(*NET, "--format", "json").out)
     assert set(said) == {
         "format", "unit", "architecture", "hidden_size", "updates", "exponents", "stderr", "error", "trusted",
         "settled", "dimension", "steps", "sequences", "transient", "interval", "dtype", "driven", "volume_rate",
         "complete", "log_singular_values", "log_singular_values_error", "gain", "gain_error", "growth_steps",
-        "state_mean", "state_spread", "features", "layers",
+        "state_mean", "state_spread", "features", "layers", "per_sequence", "audit", "growth", "local", "visited",
+        "stacks",
     }  # fmt: skip
     (layer,) = said["layers"].values()
     assert layer["gain"] == said["gain"] == said["features"]["gradient_gain"] and layer["error"] == said["error"]
@@ -572,6 +573,18 @@ def test_score_of_a_list_of_exponents(run: Run, tmp_path: Path) -> None:
     assert f"{score.performance:.3f}" in done.out.splitlines()[0]
 
 
+def test_score_warns_of_what_it_does_not_know(run: Run, tmp_path: Path) -> None:
+    """Of low familiarity, and of skill that was not told: before training there is none to tell."""
+    (tmp_path / "list.json").write_text(json.dumps([-0.1, -0.5, -0.9, -1.5]))
+    words = ("score", str(tmp_path / "list.json"), "--hidden-size", "32")
+    strange, trained = run(*words, "--updates", "1000000", "--format=json"), run(*words, "--updates", "40")
+    assert read(strange.out)["familiarity"] < 0.3 and "warning: the familiarity of 0." in strange.err
+    assert read(run(*words, "--updates=40", "--format=json").out)["familiarity"] >= 0.3
+    assert "familiarity" not in trained.err and "--performance" in trained.err
+    assert run(*words, "--updates", "0").err == ""
+    assert "--performance" not in run(*words, "--updates", "40", "--performance", "0.4").err
+
+
 def test_score_says_what_is_unfamiliar(run: Run, tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text(json.dumps([-0.1, -0.5, -0.9, -1.5]))
     long = ("score", str(tmp_path / "list.json"), "--updates", "1000000")
@@ -693,18 +706,11 @@ def test_ray_is_a_backend_that_tells_of_each_population_as_it_ends() -> None:
         assert backend.supports_return_generator
 
 
-def test_demo_prints_epochs_and_writes_the_report(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(lightning_lyapunov.demo, "SEQUENCES", 96)
-    level = logging.getLogger("lightning.pytorch").level
-    done = run("demo", "--directory", str(tmp_path), "--epochs", "2", "--hidden", "8")
-    assert done.code == OK, done.err
-    lines = done.out.splitlines()
-    assert [line.split()[0] for line in lines[:4]] == ["epochs", "0", "1", "2"]
-    assert f"tensorboard.main --logdir {tmp_path}" in lines[-1]
-    (page,) = tmp_path.rglob("report.html")
-    assert str(page) in lines[-2]
-    assert "it/s" not in done.err  # no progress bar where there is no terminal
-    assert logging.getLogger("lightning.pytorch").level == level
+def test_demo_is_told_where_and_from_which_seed(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(lightning_lyapunov.demo, "run", lambda directory, seed: asked.append((directory, seed)))
+    assert run("demo", "--directory", str(tmp_path), "--seed", "3").code == OK
+    assert asked == [(tmp_path, 3)]
 
 
 # ---------------------------------------------------------------- errors
@@ -713,14 +719,24 @@ def test_demo_prints_epochs_and_writes_the_report(run: Run, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ((), "spectrum,depth,score,report,bank"),
-        (("measure",), "invalid choice: 'measure'"),
-        (("spectrum", "gru.pt"), "inputs"),
+        (("measure",), "no command measure; there are spectrum, depth, score, report, bank, demo, completion."),
+        (("spectum",), "no command spectum; did you mean spectrum?"),
+        (("bank", "biuld"), "no command biuld; did you mean build?"),
+        (("spectrum", "gru.pt"), "spectrum: inputs is missing. lightning-lyapunov spectrum --help"),
+        ((*GRU[:3], "more.npy", *GRU[3:]), "spectrum: more.npy is one word too many."),
         (("spectrum", "none.pt", "zeros.npy", "--model", "torch.nn:GRU"), "there is no file none.pt"),
         ((*GRU[:2], "none.npy", *GRU[3:]), "there is no file none.npy"),
-        ((*GRU, "--k", "many"), "got many"),
+        ((*GRU, "--k", "many"), "--k takes a whole number; got many."),
+        ((*GRU, "--k"), "--k takes a value."),
         ((*GRU, "--k", "4"), "k must lie in [1, 3]"),
-        ((*GRU, "--format", "xml"), "format"),
+        *(((*GRU, option, "-1"), "got -1.") for option in ("--k", "--interval", "--transient", "--growth")),
+        (("spectrum", "gru.pt", *GRU[3:], "--steps", "0"), "steps must be at least 1; got 0."),
+        (("depth", *GRU[1:], "--samples", "0"), "samples must be at least 1"),
+        *((("score", "list.json", option, "-1"), "got -1.") for option in ("--hidden-size", "--updates", "--steps")),
+        (("bank", "build", "records", "--jobs", "0"), "jobs must be at least 1, or -1"),
+        ((*GRU, "--format", "xml"), "--format"),
+        ((*GRU, "--dtype", "half"), "--dtype takes float32 or float64; got half."),
+        ((*GRU, "--transiet", "3"), "spectrum has no option --transiet; did you mean --transient?"),
         ((*GRU, "--module", "encoder"), "no 'encoder'"),
         ((*GRU, "--colour", "red"), "--colour"),
         (GRU[:5], "--init"),
@@ -737,8 +753,9 @@ def test_errors_are_one_line_on_standard_error(run: Run, words: tuple[str, ...],
     done = run(*words)
     assert (done.code, done.out) == (USAGE, "")
     (line,) = done.err.splitlines()
-    assert line.startswith("lightning-lyapunov: ")
+    assert line.startswith("lightning-lyapunov: ") and line[-1] in ".?"
     assert told in line
+    assert not re.search(r"<class|Literal|NoneType|jsonargparse|Parser key|subcommand", line)
 
 
 def test_debug_shows_where(run: Run) -> None:
@@ -759,15 +776,41 @@ def test_without_jsonargparse_its_extra_is_named(run: Run, monkeypatch: pytest.M
     done = run("demo")
     assert done.code == USAGE
     assert done.err.splitlines() == [
-        "lightning-lyapunov: the command line needs jsonargparse: pip install 'lightning-lyapunov[cli]'"
+        "lightning-lyapunov: the command line needs jsonargparse, which is not installed: pip install "
+        "'lightning-lyapunov[cli]' brings it."
     ]
 
 
 def test_help_tells_what_each_option_is(run: Run) -> None:
     done = run("spectrum", "--help")
     assert done.code == OK
-    for words in ("--trust_pickle", "Number of leading exponents", "{table,json,figure}"):
+    for words in ("--trust-pickle ", "Number of leading exponents", "{table,json,figure}", "--output FILE", "--k N"):
         assert words in done.out
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_help_of_every_command_fits_and_names_no_types(run: Run, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    commands = ["spectrum", "depth", "score", "report", "bank", "demo", "completion"]
+    for words in ([], *([command] for command in commands), *(["bank", sub] for sub in ("build", "fit", "report"))):
+        told = run(*words, "--help").out
+        assert max(map(len, told.splitlines())) <= columns
+        assert not re.search(r"<class|Literal\[|Optional|Union|NoneType|type:|null|\bPath\b|lightning_lyapunov\.", told)
+        options = set(re.findall(r"^ +(--[\w-]+)", told, re.MULTILINE))
+        assert not [option for option in options if "_" in option]
+
+
+def test_bare_commands_print_their_help(run: Run) -> None:
+    for words, names in (((), ("spectrum", "depth", "score", "report", "bank", "demo", "completion")),
+                         (("bank",), ("build", "fit", "report"))):  # fmt: skip
+        done = run(*words)
+        assert (done.code, done.err) == (OK, "")
+        assert re.findall(r"^  (\w+)  ", done.out, re.MULTILINE) == list(names)
+
+
+def test_version(run: Run) -> None:
+    done = run("--version")
+    assert (done.code, done.out) == (OK, f"lightning-lyapunov {lightning_lyapunov.__version__}\n")
 
 
 # ---------------------------------------------------------------- as a process of its own

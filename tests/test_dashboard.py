@@ -25,7 +25,8 @@ from torch import nn
 from lightning_lyapunov import LyapunovSpectrumCallback
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FIGURES = {f"lyapunov_figures/{name}" for name in ("spectrum", "training", "prediction", "latent", "layers")}
+DRAWN = ("along", "spectrum", "training", "prediction", "latent", "layers")
+FIGURES = {"lyapunov/overview", *(f"lyapunov_figures/{name}" for name in DRAWN)}
 RUN = "run/version_0"
 EPOCHS = 3
 

@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from lightning_lyapunov.figures import spectrum_over_training
-from lightning_lyapunov.figures.style import FEW
+from lightning_lyapunov.figures.style import FEW, VERDICTS
 from lightning_lyapunov.reading.history import History, Measurement
+from lightning_lyapunov.reading.verdict import Verdict, verdict
 
 
 def history(
@@ -54,7 +57,6 @@ def test_panels_hold_the_spectra_and_the_largest_exponent() -> None:
     np.testing.assert_allclose(steps, [0, 47])
     np.testing.assert_allclose(largest, [-0.5, -0.2], rtol=1e-6)
     assert figure.axes[0].get_xlim() == (0, 47)
-    assert words(figure) == []
 
 
 def test_zero_is_the_middle_of_the_colours() -> None:
@@ -76,18 +78,30 @@ def test_band_is_the_error_either_way() -> None:
     assert heights.max() == pytest.approx(0.7)
 
 
-def test_chaotic_regions_are_marked_one_by_one() -> None:
-    figure = spectrum_over_training(history([0.1], [0.2], [-0.1], [0.3]))
+def judged(*numbers: float) -> History:
+    """A history whose verdicts were these numbers; the network is chaotic at every measurement."""
+    again = History()
+    for one, number in zip(history(*[[0.3]] * len(numbers)), numbers, strict=True):
+        again.append(replace(one, metrics={"verdict": number}))
+    return again
+
+
+def test_marks_are_the_verdicts_of_the_time_and_the_last_is_that_of_the_title() -> None:
+    """Chaos or not: what was healthy stands on white, and nothing but a verdict marks."""
+    figure = spectrum_over_training(judged(2, 2, 0, math.nan, 1), Verdict("healthy", ""))
     drawn(figure)
-    spans = [(p.get_x(), p.get_x() + p.get_width()) for p in figure.axes[0].patches]
-    assert spans == [(0, 15), (25, 30)]
-    assert words(figure) == ["chaotic", "chaotic"]
+    spans = [(p.get_x(), p.get_x() + p.get_width(), to_hex(p.get_facecolor())) for p in figure.axes[0].patches]
+    assert spans == [(0, 15, VERDICTS["act"])]
+    edge = {tuple(line.get_xdata()): line.get_color() for line in figure.axes[0].lines if line.get_linewidth() == 4}
+    assert edge == {(0, 15): VERDICTS["act"], (15, 25): VERDICTS["healthy"], (35, 40): VERDICTS["healthy"]}
+    assert words(figure) == ["✖ act", "✓ healthy", "✓"]
+    assert figure.texts[0].get_text() == "✓ healthy · Lyapunov spectrum in training"
+    assert "chaotic" not in " ".join(text.get_text() for text in figure.findobj(Text))
 
 
-def test_what_has_not_settled_is_hollow_and_never_chaotic() -> None:
+def test_what_has_not_settled_is_hollow() -> None:
     figure = spectrum_over_training(history([0.1], [0.2], [0.3], settled=[False, True, False]))
     drawn(figure)
-    assert [p.get_x() for p in figure.axes[0].patches] == [5]
     (hollow,) = (line for line in figure.axes[0].lines if line.get_label() == "not settled")
     assert hollow.get_xdata().tolist() == [0, 20] and hollow.get_markerfacecolor() == "white"
     assert figure.axes[0].get_legend() is not None
@@ -132,7 +146,8 @@ def test_two_sources_in_turn_are_no_zigzag_and_one_source_is_as_it_was() -> None
 def test_one_measurement(value: float) -> None:
     figure = spectrum_over_training(history([value, -1.0]))
     assert drawn(figure)
-    assert words(figure) == (["chaotic"] if value > 0 else [])
+    said = verdict(history([value, -1.0]))
+    assert said is not None and words(figure) == [f"{said.sign} {said.word}"]
 
 
 def test_two_measurements_at_one_step() -> None:
@@ -156,7 +171,6 @@ def test_unknown_exponents_are_left_out() -> None:
     figure = spectrum_over_training(history([0.1, -1.0], [math.nan, math.nan], [0.1, -1.0]))
     drawn(figure)
     assert np.ma.getmaskarray(shown_colours(figure)).tolist() == [[False, True, False]] * 2
-    assert len(words(figure)) == 2
 
 
 def test_number_of_exponents_may_change() -> None:

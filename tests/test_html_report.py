@@ -1,20 +1,24 @@
 """The page is judged by what a reader and a browser find in it: its words, its pictures, and nothing from elsewhere."""
 
 import base64
+import csv
 import math
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
-from made import layer
+from made import course, layer, rates_of
 
 from lightning_lyapunov import report
-from lightning_lyapunov.reading import Finding, History, Measurement
+from lightning_lyapunov.page import Bar
+from lightning_lyapunov.reading import Finding, History, Measurement, rates
+from lightning_lyapunov.reading.verdict import verdict
 from lightning_lyapunov.report import ROWS, write_report
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -142,7 +146,8 @@ def test_meaning_comes_first_and_in_words(tmp_path: Path, monkeypatch: pytest.Mo
     found = [Finding(level, level, f"This is {level}.") for level in ("warning", "note", "good")]  # type: ignore[arg-type]
     monkeypatch.setattr(report, "findings", lambda history: found)
     page = written(tmp_path, history([0.1, 0.2]))
-    places = [page.text.index(words) for words in ("Warning", "Note", "Good", "Figures", "Measurements")]
+    order = ("What to do", "All that was found", "Watch", "Note", "Good", "Figures", "Measurements")
+    places = [page.text.index(words) for words in order]
     assert places == sorted(places)
     for finding in found:
         assert finding.text in page.text
@@ -150,8 +155,28 @@ def test_meaning_comes_first_and_in_words(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_chaotic_run_is_told_so(tmp_path: Path) -> None:
     page = written(tmp_path, history([0.1, 0.2, 0.3], length=64, gain=3.0, gain_error=0.1))
-    assert re.search("Note|Warning|Act", page.text.partition("Figures")[0])  # as its rate says
+    assert re.search("Note|Watch|Act", page.text.partition("Figures")[0])  # as its rate says
     assert "is chaotic" in page.text.partition("Figures")[0]
+
+
+@pytest.mark.parametrize(("right", "word", "sign"), [(97, "act", "✖"), (90, "watch", "⚠"), (60, "healthy", "✓")])
+def test_the_verdict_is_the_headline_with_its_rate_what_to_do_and_coloured_numbers(
+    right: int, word: str, sign: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: a file of rates by which every concern was right in so many of 100 networks."""
+    monkeypatch.setattr(rates, "shipped", lambda: rates_of(right))
+    made = course(0.2, 0.2)
+    page, said = written(tmp_path, made), verdict(made)
+    assert said is not None and said.word == word
+    head = page.source.partition('<section class="verdict')[2].partition("</section>")[0]
+    assert head.startswith(f' {word}"') and f"</span> {word.capitalize()}</span>" in head and sign in head
+    assert said.text in head and f"{100 - right} % learnt their task" in head
+    advice = "Lower the recurrent gain, or initialise it orthogonally."
+    assert re.search("What to do:</b> .*ower the recurrent gain, or initialise it orthogonally.", head)
+    assert page.source.count("<title>" + sign) == 1
+    assert (said.advice == advice) is (word != "healthy")
+    colours = re.findall(r'<div(?: class="(\w*)")?><dt>', page.source.partition("</dl>")[0])
+    assert colours == (["", ""] if word == "healthy" else [word, word])
 
 
 def test_no_findings_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,6 +264,61 @@ def test_what_was_asked_for_has_a_column_and_a_line(tmp_path: Path) -> None:
     assert page.source.count("−0.041 ± 0.003") == 3 == page.source.count(">0.250<")
 
 
+def test_every_card_has_an_error_or_says_that_it_has_none(tmp_path: Path) -> None:
+    """Oracle by hand: e^-1.1 to e^-0.9; of 8 exponents −0.1 ± 0.02 to −2 none can be near 0."""
+    page = written(tmp_path, scored(2))
+    notes = re.findall(r'<dd class="unit">(.*?)</dd></div>', page.source.partition("</dl>")[0], re.DOTALL)
+    assert notes == [
+        "± 0.020 nats per step of its layer",
+        "between × 1/3.0 and × 1/2.5; at most × 2.7, over your 64 steps",
+        "of the state, |λ| below 0.05",
+        "80 % interval 0.50 to 0.90; reached so far 0.40; 0 chance, 1 best",
+    ]
+    assert "10.0" in page.text and "steps, 58.2 to 71.1 within the error of the gain; the longest" in page.text
+    near = history(
+        [0.04], size=2, error=0.02, dimension=2
+    )  # 0.04 ± 0.02 and −1.96: one may be near 0, none is for sure
+    near[0].metrics["near_zero_fraction"] = 0.5
+    assert "0 to 50 % within the errors; of the state" in written(tmp_path, near).text
+    assert "no error is known" in written(tmp_path, history([0.1], error=math.nan)).text
+
+
+def test_bars_of_cards_lie_where_their_numbers_are() -> None:
+    """Oracle: on an axis from −0.5 to 0.5, 0.1 ± 0.05 is from 55 to 65 % with 0 in the middle."""
+    assert Bar.around_zero(0.1, 0.05, (0.5, 1)) == Bar(("−0.5", "+0.5"), 55.0, 65.0, 60.0, 50.0)
+    assert Bar.around_zero(0.6, 0.05, (0.5, 1)) == Bar(("−1", "+1"), 77.5, 82.5, 80.0, 50.0)
+    assert Bar.of_share(0.25, 0.0, 0.5) == Bar(("0", "1"), 0.0, 50.0, 25.0, None)
+    assert Bar.around_zero(-math.inf, 0.1, (1,)) is None and Bar.of_share(0.2, math.nan, 1.0) is None
+
+
+def test_all_measurements_and_all_keys_can_be_downloaded(tmp_path: Path) -> None:
+    """Read back from the page: of 200 measurements the table has 60, the file all, with figures that it has not."""
+    made = history([-0.1] * 200)
+    for i, one in enumerate(made):
+        one.metrics.update({"max": -0.1, "mean": 0.5 * i, "<layer>, a/max": float(i)})
+    (link,) = written(tmp_path, made).all("a")
+    assert link["download"] == "lyapunov.csv"
+    kind, _, content = (link["href"] or "").partition(";base64,")
+    rows = list(csv.DictReader(StringIO(base64.b64decode(content).decode())))
+    assert kind == "data:text/csv;charset=utf-8" and len(rows) == 200
+    assert [float(row["mean"]) for row in rows] == [0.5 * i for i in range(200)]
+    assert rows[7]["step"] == "70" and rows[7]["<layer>, a/max"] == "7.0"
+
+
+def test_since_when_nothing_was_measured_and_why(tmp_path: Path) -> None:
+    made = history([0.1] * 5)
+    assert "Not measured" not in written(tmp_path, made).text
+    made.missed = 188, "max_overhead=0.03 left no room for <it>"
+    assert (
+        "Not measured since update 40 of 188: max_overhead=0.03 left no room for <it>." in written(tmp_path, made).text
+    )
+
+
+def test_where_to_read_on_are_pages_that_exist(whole: Page) -> None:
+    named = re.findall(r"<code>(docs/.*?\.md)</code>", whole.source)
+    assert len(named) >= 3 and all((Path(__file__).parents[1] / name).is_file() for name in named)
+
+
 @pytest.mark.parametrize(
     ("known", "told"),
     [
@@ -252,7 +332,7 @@ def test_what_was_asked_for_has_a_column_and_a_line(tmp_path: Path) -> None:
 )
 def test_how_much_of_what_was_seen_it_is_is_told(tmp_path: Path, known: dict[str, object], told: str) -> None:
     page = written(tmp_path, history([0.1, 0.1], **known))
-    assert told in page.text and not page.all("b")[1:]
+    assert told in page.text and "(<b>)" not in page.source
     assert "It is of" not in written(tmp_path, history([0.1])).text
 
 
@@ -266,7 +346,7 @@ def test_of_several_fits_the_page_is_of_the_last_and_says_so(tmp_path: Path) -> 
     page, alone = written(tmp_path, made), written(tmp_path, last)
     assert page.rows == alone.rows and "2 measurements, written" in page.text
     assert "the last of 3 runs" in page.text and "without the 2 before it" in page.text
-    assert "runs" not in alone.text.partition("What it means")[0]
+    assert "the last of" not in alone.text
     assert len(written(tmp_path, made.earlier[0]).rows) == 5
 
 
@@ -284,6 +364,7 @@ def test_what_has_not_settled_is_told_and_not_marked_chaotic(tmp_path: Path) -> 
     page = written(tmp_path, history([0.25], settled=torch.zeros(6, dtype=torch.bool)))
     assert page.rows[0][3] == "no" and [row.get("class") for row in page.all("tr")[1:2]] == [None]
     assert "nats per step, not settled" in page.text
+    assert "not settled" not in written(tmp_path, history([0.25])).text
 
 
 def test_summary_tells_what_happens_to_a_gradient(tmp_path: Path) -> None:
@@ -360,6 +441,12 @@ def luminance(colour: str) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
+def contrast(one: str, other: str) -> float:
+    """Of two colours, as WCAG 2 defines it."""
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
 def test_every_colour_of_text_has_the_contrast_that_wcag_asks_for(tmp_path: Path) -> None:
     """4.5 to 1 on page and panel, in light, in dark and on paper (WCAG 2, criterion 1.4.3)."""
     schemes = re.findall(r":root \{(.*?)\}", written(tmp_path, history([0.1])).source, re.DOTALL)
@@ -367,6 +454,20 @@ def test_every_colour_of_text_has_the_contrast_that_wcag_asks_for(tmp_path: Path
     for scheme in schemes:
         colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", scheme))
         for ground in ("page", "panel"):
-            for text in ("text", "faint", "good", "note", "warning"):
-                dark, light = sorted((luminance(colours[ground]), luminance(colours[text])))
-                assert (light + 0.05) / (dark + 0.05) >= 4.5, (ground, text)
+            for text in ("text", "faint", "good", "note", "watch", "act", "link"):
+                assert contrast(colours[ground], colours[text]) >= 4.5, (ground, text)
+
+
+def test_verdicts_stand_on_their_colours_in_letters_large_enough_for_them(tmp_path: Path) -> None:
+    """Oracle: WCAG 2 asks for 3 to 1 of bold letters from 18.7 pixels on; these are 20."""
+    source = written(tmp_path, history([0.1])).source
+    grades = re.findall(r"--grade: (#[0-9a-f]{6})", source)
+    assert grades == ["#1b7f5c", "#b8720a", "#b2182b"]
+    assert all(contrast(grade, "#ffffff") >= 3 for grade in grades)
+    assert ".verdict h2 { margin: 0 0 .5rem; font-size: 1.25rem" in source
+
+
+def test_figures_follow_a_dark_page_on_screen_alone(whole: Page) -> None:
+    """Turned by the page's own style: there is no second picture, and paper is white."""
+    (rule,) = re.findall(r"@media screen and \(prefers-color-scheme: dark\) \{(.*?)\n\}", whole.source, re.DOTALL)
+    assert "filter: invert(" in rule and "hue-rotate(180deg)" in rule and "filter" not in whole.source.replace(rule, "")

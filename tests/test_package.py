@@ -24,11 +24,11 @@ ROOT = Path(__file__).parents[1]
 MALICIOUS = ["2.6.2", "2.6.3"]
 FOLDERS = ("lightning_lyapunov", "tests", "examples", "benchmarks", "clients", "docs")
 FILES = {
-    "README.md", "CHANGELOG.md", "LICENSE", "SECURITY.md", "Makefile", "mkdocs.yml", "pyproject.toml", ".gitignore",
-    "constraints.txt", "constraints-oldest.txt", "PKG-INFO",
+    "README.md", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "SECURITY.md", "Makefile", "mkdocs.yml",
+    "pyproject.toml", ".gitignore", "constraints.txt", "constraints-oldest.txt", "PKG-INFO",
 }  # fmt: skip
 """What the sdist holds: these folders, and these files beside them."""
-KINDS = {".py", ".typed", ".html", ".json", ".safetensors", ".md", ".png", ".txt", ".jsonl"}
+KINDS = {".py", ".typed", ".html", ".json", ".safetensors", ".md", ".png", ".txt", ".jsonl", ".css"}
 """Kinds of file in the folders."""
 SOURCES = [path for folder in ("lightning_lyapunov", "examples") for path in sorted((ROOT / folder).rglob("*.py"))]
 """What users run."""

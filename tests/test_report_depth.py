@@ -93,10 +93,12 @@ def test_page_needs_nothing_from_elsewhere(whole: Page) -> None:
 
 def test_the_verdict_comes_first_then_the_picture_then_all_that_was_found(whole: Page) -> None:
     order = [
-        "<strong>Watch</strong>: Block 7 of 12 (layers.6) passes everything on unchanged: its branch is dead.</p>",
+        "Watch</span>\nBlock 7 of 12 (layers.6) passes everything on unchanged: its branch is dead.</h2>",
+        "<b>What to do:</b> Look for output weights or gates at zero",
+        '<div class="watch"><dt><b title="watch">⚠</b> Blocks that stand out</dt>',
         '<img src="data:image/',
-        "Warning</b>Block 7 of 12 (layers.6) passes",
-        "The last measurement in short",
+        "Watch</b>Block 7 of 12 (layers.6) passes",
+        "What else the last measurement comes to",
         "Block by block now",
         '<h2 id="blocks">',
         '<h2 id="measurements">',
@@ -154,7 +156,7 @@ def test_remarks_are_those_of_the_findings(tmp_path: Path) -> None:
     assert [row[-1] for row in odd.rows("blocks")] == [""] * 5 + ["stands out"] + [""] * 6
     cut = written(tmp_path, chain([0.1, -INF, 0.1], total=-INF, gain=-INF))
     assert cut.rows("blocks")[1][4:] == ["−∞", "33 %", "–", "lets nothing pass"]
-    assert "× 0" in cut.text and "<strong>Act</strong>" in cut.source
+    assert "× 0" in cut.text and '<section class="verdict act"' in cut.source
 
 
 def test_row_of_a_measurement(tmp_path: Path) -> None:
@@ -163,7 +165,7 @@ def test_row_of_a_measurement(tmp_path: Path) -> None:
     made = chain([0.1] * 12, DEAD, total=2.0, step=1000, metrics=metrics)
     (row,) = written(tmp_path, made).rows("measurements")
     assert row == [
-        "1,000", "10", "× 7.4", "+2.00 ± 0.30", "× 2.7", "+1.00 ± 0.10", "+0.60", "−0.10", "1", "100 %", "8", "–",
+        "1,000", "11", "× 7.4", "+2.00 ± 0.30", "× 2.7", "+1.00 ± 0.10", "+0.60", "−0.10", "1", "100 %", "8", "–",
     ]  # fmt: skip
     unknown = chain([NAN] * 2, total=NAN, gain=NAN, metrics={}, samples=None)
     assert written(tmp_path, unknown).rows("measurements") == [["0", "0", *["–"] * 6, "0", *["–"] * 3]]
@@ -233,13 +235,13 @@ def test_nothing_measured_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to open the page with")
 def test_a_browser_shows_it_on_a_phone_without_scrolling_sideways(whole: Page, tmp_path: Path) -> None:
-    """In a frame of 400 pixels the page is no wider, and the first screen holds the verdict and the picture."""
+    """In a frame of 400 pixels the page is no wider; the first screen holds the verdict, what to do and the cards."""
     (tmp_path / "page.html").write_text(whole.source, "utf-8")
     frame = (
         '<body><iframe id="f" src="page.html" style="width:400px;height:800px;border:0"></iframe><p id="said"></p>'
         "<script>addEventListener('load', () => { const d = document.getElementById('f').contentDocument;"
         "document.getElementById('said').textContent = JSON.stringify([d.documentElement.scrollWidth,"
-        "d.querySelector('img').getBoundingClientRect().bottom]); });</script></body>"
+        "d.querySelector('.cards').getBoundingClientRect().bottom]); });</script></body>"
     )
     (tmp_path / "frame.html").write_text(frame, "utf-8")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom"]

@@ -63,6 +63,14 @@ class AeLLEScore:
     unfamiliar: tuple[str, ...] = ()
     """What lowers the familiarity, in words, the strangest first: as ``"updates: 1,000,000 (known: 0 to 800)"``."""
 
+    def __repr__(self) -> str:
+        strange = f", unfamiliar in {'; '.join(self.unfamiliar)}" if self.unfamiliar else ""
+        return (
+            f"AeLLEScore(performance {self.performance:.3g}, 80 % interval {self.low:.3g} to {self.high:.3g}, without "
+            f"the spectrum {self.baseline:.3g}, failure {self.failure_probability:.0%}, take-off "
+            f"{self.takeoff_probability:.0%}, familiarity {self.familiarity:.2f}{strange})"
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
@@ -106,6 +114,12 @@ class AeLLEScorer:
     ) -> None:
         self.heads, self.intervals, self.familiarity, self.worth = heads, intervals, familiarity, worth
         self.average, self.card = average, dict(card)
+
+    def __repr__(self) -> str:
+        worst, best = self.performance_range
+        networks, kinds = self.card.get("networks"), ", ".join(self.card["kinds"])
+        fitted = f"fitted on {networks:,} networks ({kinds})" if isinstance(networks, int) else f"of {kinds}"
+        return f"{type(self).__name__}({fitted}, performance from {worst:g} to {best:g})"
 
     # ---------------------------------------------------------------- scoring
 

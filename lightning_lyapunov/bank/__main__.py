@@ -32,6 +32,8 @@ def build_bank(
         backend: Who runs them: loky, processes of this machine; ray or dask, the cluster that RAY_ADDRESS or
             DASK_SCHEDULER_ADDRESS names, else one on this machine.
     """
+    if jobs < 1 and jobs != -1:
+        raise ValueError(f"jobs must be at least 1, or -1 for as many as there are cores; got {jobs}.")
     populations = smoke_plan() if smoke else plan()
     with _backend(backend):
         build(populations, directory, jobs)

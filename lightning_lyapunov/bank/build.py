@@ -84,7 +84,7 @@ def build(populations: Sequence[Population], directory: Path, jobs: int = -1) ->
         if fault is not None:
             missing.append(population)
         if fault:
-            warnings.warn(f"{fault} {population.name} is trained again.", stacklevel=2)
+            warnings.warn(f"{fault} {population.name} is trained again. (docs/warnings.md#trained-again)", stacklevel=2)
     random.Random().shuffle(missing)
     finished = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(
         joblib.delayed(_run_and_write)(population, directory) for population in missing

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import sys
 from dataclasses import asdict, fields
@@ -16,11 +15,14 @@ from torch import Tensor, nn
 from lightning_lyapunov.capture.finding import Found, find
 from lightning_lyapunov.capture.probe import driven_by
 from lightning_lyapunov.cli.autonomous import measure_alone
-from lightning_lyapunov.cli.reading import array_of, history_of, loaded, network_of, scorer_of, spectrum_of
-from lightning_lyapunov.cli.writing import facts_of, one_line, plain, table_of, tell, write, write_figure
+from lightning_lyapunov.cli.reading import array_of, network_of, scorer_of, spectrum_of
+from lightning_lyapunov.cli.writing import facts_of, one_line, table_of, tell, write, write_figure
 from lightning_lyapunov.engine.measure import Driven, measure_layers, union_of_layers
 from lightning_lyapunov.engine.settings import Settings
+from lightning_lyapunov.engine.spectrum_json import dumps
 from lightning_lyapunov.monitoring.facts import Facts
+from lightning_lyapunov.monitoring.notices import linked
+from lightning_lyapunov.reading.conditions import FAMILIAR
 from lightning_lyapunov.reading.depth_history import DepthMeasurement
 
 SCORES = {
@@ -101,9 +103,11 @@ def spectrum(
     if math.isnan(result.exponents[0]):
         raise ArithmeticError("the largest exponent is NaN: the states of the network overflow along its inputs.")
     if format == "figure":
-        write_figure(result, updates, output)
+        from lightning_lyapunov.figures.alone import spectrum_alone
+
+        write_figure(spectrum_alone(result, updates), output)
     elif format == "json":
-        write(json.dumps(plain(facts_of(result, layers, updates)), allow_nan=False), output)
+        write(dumps(facts_of(result, layers, updates)), output)
     else:
         write("\n".join(table_of(result)), output)
 
@@ -180,25 +184,36 @@ def score(
         known.get("state_spread") if state_spread is None else state_spread,
         known.get("length") if steps is None else steps,
     )
-    chosen = scorer_of(scorer)
+    chosen, made = scorer_of(scorer), known.get("updates") if updates is None else updates
     said = chosen.score(
         measured,
         architecture=architecture or known.get("architecture"),
-        hidden_size=hidden_size or known.get("hidden_size"),
-        updates=known.get("updates") if updates is None else updates,
+        hidden_size=known.get("hidden_size") if hidden_size is None else hidden_size,
+        updates=made,
         **asdict(facts),
     )
     if format == "json":
         values = {field.name: getattr(said, field.name) for field in fields(said)}
-        write(json.dumps(plain(values), allow_nan=False), output)
+        write(dumps(values), output)
     else:
         width = max(map(len, SCORES.values()))
         lines = [f"{text:<{width}}   {getattr(said, name):.3f}" for name, text in SCORES.items()]
         write("\n".join([*lines, *(f"  unlike those known in {part}" for part in said.unfamiliar)]), output)
+    if said.familiarity < FAMILIAR:
+        text = (
+            f"warning: the familiarity of {said.familiarity:.2f} is below {FAMILIAR}: the scorer knows no networks "
+            "like this one, so do not rely on what it says."
+        )
+        tell(linked(text, "unfamiliar"))
+    if performance is None and (made is None or made > 0):
+        tell(
+            "the skill reached so far was not given; with --performance, from 0 by chance to 1 at best, the scorer "
+            "says more of a network in training."
+        )
 
 
 def report(
-    checkpoint: Path,
+    runs: list[str],
     *,
     output: Path | None = None,
     prefix: str | None = None,
@@ -206,27 +221,31 @@ def report(
     scorer: str = "general",
     trust_pickle: bool = False,
 ) -> None:
-    """Write the HTML report of a run, from a checkpoint of it.
+    """Write the HTML report of a run, or one that compares several runs.
 
     Args:
-        checkpoint: A checkpoint of a Trainer that had a LyapunovSpectrumCallback, or a DepthSpectrumCallback.
-        output: The page; beside the checkpoint if left out.
+        runs: Checkpoints of a Trainer that had a LyapunovSpectrumCallback, or a DepthSpectrumCallback; directories of
+            runs, the newest checkpoint of each; or files of a history. Of one run the page is about it, of several it
+            compares them, the healthy ones first.
+        output: The page; if left out beside the checkpoint, and of several runs runs.html in their directory.
         prefix: Which callback's history, where there were several.
         title: Heading of the page.
         scorer: What scored the run, for its place among known networks: general, or the file of a scorer of your own.
         trust_pickle: Let the file run code while it is read, as pickles do. Only for files whose origin you trust.
     """
+    from lightning_lyapunov.cli.runs import base_of, fits_at, runs_at
     from lightning_lyapunov.figures import LatentMap
     from lightning_lyapunov.report import write_report
     from lightning_lyapunov.report_depth import write_depth_report
+    from lightning_lyapunov.report_runs import write_runs_report
 
-    content = loaded(checkpoint, trust_pickle)
-    history = history_of(content, checkpoint, prefix)
-    settings = {
-        "checkpoint": checkpoint.name,
-        **{name: content[name] for name in ("epoch", "global_step") if name in content},
-        **dict(content.get("hyper_parameters", {})),
-    }
+    found = runs_at([Path(path) for path in runs], prefix, trust_pickle)
+    if len(found) > 1:
+        options = {} if title is None else {"title": title}
+        print(write_runs_report(fits_at(found), output or base_of(found) / "runs.html", **options))
+        return
+    ((checkpoint, run),) = found
+    history, settings = run.history, {"checkpoint": checkpoint.name, **run.settings}
     if history.kind is DepthMeasurement:
         page = output or checkpoint.with_suffix(".html")
         print(write_depth_report(history, page, settings=settings, title=title or f"The depth of {checkpoint.stem}"))
@@ -279,24 +298,14 @@ def bank_report(
     write_report(bank, weights, page, picture, kept)
 
 
-def demo(
-    directory: Path = Path("lightning_logs"),
-    *,
-    hidden: int = 32,
-    gain: float | None = None,
-    epochs: int = 8,
-    seed: int = 0,
-) -> None:
-    """Train a small LSTM for half a minute, and watch its spectrum.
+def demo(directory: Path = Path("lightning_logs"), *, seed: int = 0) -> None:
+    """Train a network that will not learn, which is told early, and once more as advised: a minute or two.
 
     Args:
-        directory: Where TensorBoard's files and the report go.
-        hidden: Hidden units.
-        gain: Scale of the initial recurrent weights, as 3 for gradients that grow; PyTorch's own if left out.
-        epochs: Epochs of 300 updates each.
+        directory: Where TensorBoard's files and the reports go.
         seed: Of weights and sequences.
     """
     from lightning_lyapunov.demo import run
 
     torch.set_num_threads(1)  # for so small a network threads cost more than they bring
-    run(directory, hidden=hidden, gain=gain, epochs=epochs, seed=seed)
+    run(directory, seed=seed)

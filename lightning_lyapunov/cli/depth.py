@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import sys
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 from textwrap import wrap
 from typing import Any, Literal
@@ -16,26 +14,19 @@ import torch
 
 from lightning_lyapunov.capture.depth_by_hand import depth_spectrum
 from lightning_lyapunov.cli.reading import array_of, network_of
-from lightning_lyapunov.cli.writing import WIDTH, one_line, plain, tell, write
+from lightning_lyapunov.cli.writing import WIDTH, one_line, write, write_figure
 from lightning_lyapunov.engine.depth_spectrum import DepthSpectrum
-from lightning_lyapunov.files import write_whole
+from lightning_lyapunov.engine.spectrum_json import dumps
 from lightning_lyapunov.names_depth import QUANTITIES
 from lightning_lyapunov.reading.depth_history import DepthMeasurement, depth_features
 from lightning_lyapunov.reading.depth_rules import findings
 from lightning_lyapunov.reading.depth_words import share
 from lightning_lyapunov.reading.words import UNKNOWN
 
-FORMAT = "lightning_lyapunov.depth/1"
 HEAD, TAIL = 16, 8
 """Blocks at either end of a deep network that the table shows."""
 LONGEST = 34
 """Letters of a block's name; of a longer one only the end is written."""
-FACTS = (
-    *("log_singular_values", "stderr", "error", "trusted", "exponents", "gain", "gain_error", "typical", "anisotropy"),
-    *("block_gain", "block_gain_error", "block_change", "contributions", "state_growth", "names", "dimensions"),
-    *("depth", "samples", "passes", "dtype", "conditional", "normalisation"),
-)
-"""Fields of a spectrum that are written as they are."""
 FEATURES = ("total", "gain", "typical", "anisotropy", "state_growth", "trusted_fraction")
 """Figures that the table shows."""
 
@@ -88,10 +79,11 @@ def depth(
             ) from error
     measurement = DepthMeasurement.of(found, step=updates or 0, seen=len(batch))
     if format == "figure":
-        _write_figure(measurement, output)
+        from lightning_lyapunov.figures.alone import depth_alone
+
+        write_figure(depth_alone(found), output)
     elif format == "json":
-        facts = {"format": FORMAT, "unit": "nats", "updates": updates, **{n: getattr(found, n) for n in FACTS}}
-        write(json.dumps(plain({**facts, "features": depth_features(found)}), allow_nan=False), output)
+        write(dumps({**found.to_dict(), "updates": updates, "features": depth_features(found)}), output)
     else:
         write("\n".join(table_of(found, measurement)), output)
 
@@ -121,16 +113,3 @@ def table_of(spectrum: DepthSpectrum, measurement: DepthMeasurement) -> Iterator
             change = float(spectrum.block_change[i])
             told = UNKNOWN if math.isnan(change) else share(change)
             yield f"{i + 1:>5}   {label:<{longest}}   {gain:>15}   {told:>8}   {float(shares[i]):>+8.3f}"
-
-
-def _write_figure(measurement: DepthMeasurement, output: Path | None) -> None:
-    """The picture of the blocks, in the format of the file's name; PNG to standard output."""
-    from lightning_lyapunov.figures.depth import figures_of_depth
-
-    figure = figures_of_depth([measurement])["depth"]
-    if output is None:
-        figure.savefig(sys.stdout.buffer, format="png")
-    else:
-        figure.savefig(buffer := BytesIO(), format=output.suffix[1:] or "png")
-        write_whole(output, buffer.getvalue())
-        tell(f"written to {output}")

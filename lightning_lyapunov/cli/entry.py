@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-import re
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
+import lightning_lyapunov
 from lightning_lyapunov.bank.__main__ import build_bank
 from lightning_lyapunov.cli.commands import bank_fit, bank_report, demo, report, score, spectrum
 from lightning_lyapunov.cli.depth import depth
@@ -24,14 +25,10 @@ FLAGS = {"--smoke", "--trust_pickle", "--adaptive"}
 """Options that may stand without a value."""
 EXTRAS = {"matplotlib": "plot", "jinja2": "plot", "joblib": "bank", "sklearn": "bank", "reservoirpy": "bank"}
 """Packages that come with an extra."""
-_REFUSED = re.compile(
-    r'Parser key "(.+?)": .*?(?:Subtypes: \[(.*?)\] .*Given value|Expected an? (.*)\. Got value): (.*)'
+DESCRIPTION = (
+    "Lyapunov spectra of recurrent and deep networks: what happens to a gradient on its way back, and what that says "
+    "of training. --debug shows where an error comes from."
 )
-"""How jsonargparse says, on many lines, that a value is none of the types an option takes."""
-
-
-class _UsageError(Exception):
-    """What was typed cannot be understood."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,43 +59,73 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         tell(_advice(error))
-        return USAGE if isinstance(error, _UsageError | ValueError | OSError | ModuleNotFoundError) else FAILED
+        return USAGE if isinstance(error, ValueError | OSError | ModuleNotFoundError) else FAILED
+
+
+def completion(shell: Literal["bash", "zsh"]) -> None:
+    """Print a script that makes a shell complete commands, options and files with the Tab key.
+
+    Args:
+        shell: bash, for a file ~/.local/share/bash-completion/completions/lightning-lyapunov; or zsh, for a file
+            _lightning-lyapunov in a directory of $fpath.
+    """
+    from jsonargparse import capture_parser
+
+    from lightning_lyapunov.cli.completion import script
+
+    print(script(capture_parser(lambda: _call([])), shell))
+
+
+def _commands() -> dict[str, Any]:
+    """All commands; those of a dictionary are one command deeper."""
+    return {
+        "spectrum": spectrum,
+        "depth": depth,
+        "score": score,
+        "report": report,
+        "bank": {
+            "_help": "Train the bank of networks, fit a scorer on it, report.",
+            "build": build_bank,
+            "fit": bank_fit,
+            "report": bank_report,
+        },
+        "demo": demo,
+        "completion": completion,
+    }
+
+
+def _call(words: list[str]) -> None:
+    """Parse and call."""
+    from jsonargparse import auto_cli
+
+    from lightning_lyapunov.cli.parser import Parser
+
+    auto_cli(
+        _commands(),
+        args=words,
+        parser_class=Parser,
+        prog="lightning-lyapunov",
+        description=DESCRIPTION,
+        version=lightning_lyapunov.__version__,
+    )
 
 
 def _run(words: list[str]) -> int:
-    """Parse and call; the code that --help and the like exit with is returned."""
+    """Call the command; the code that --help and the like exit with is returned."""
     try:
-        from jsonargparse import ArgumentParser, auto_cli
+        import jsonargparse  # noqa: F401
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "the command line needs jsonargparse: pip install 'lightning-lyapunov[cli]'", name=error.name
+            "the command line needs jsonargparse, which is not installed: pip install 'lightning-lyapunov[cli]' brings "
+            "it.",
+            name=error.name,
         ) from error
+    from lightning_lyapunov.cli.parser import UsageError
 
-    class Parser(ArgumentParser):  # type: ignore[misc, unused-ignore]
-        """One that leaves it to us how an error is told."""
-
-        def error(self, message: str, ex: Exception | None = None) -> Any:
-            command, text = self.prog.replace(" [options]", ""), one_line(message)
-            if refused := _REFUSED.match(text):
-                name, kinds, kind, value = refused.groups()
-                kinds = re.sub(r"<class '(?:.+\.)?(\w+)'>|typing\.", r"\1", kinds or kind).replace("NoneType", "null")
-                text = f"--{name} takes {kinds}; got {value}."
-            raise _UsageError(f"{text} ({command} --help tells what there is.)")
-
-    bank: dict[str, Any] = {
-        "_help": "Train the bank of networks, fit a scorer on it, report.",
-        "build": build_bank,
-        "fit": bank_fit,
-        "report": bank_report,
-    }
     try:
-        auto_cli(
-            {"spectrum": spectrum, "depth": depth, "score": score, "report": report, "bank": bank, "demo": demo},
-            args=words,
-            parser_class=Parser,
-            prog="lightning-lyapunov",
-            description="Lyapunov spectra of recurrent and deep networks. --debug shows where an error comes from.",
-        )
+        _call([*words, "--help"] if words in ([], ["bank"]) else words)
+    except UsageError as error:
+        raise ValueError(error.told(words)) from error
     except SystemExit as end:
         return int(end.code or OK)
     return OK
@@ -116,7 +143,17 @@ def _as_parsed(words: list[str]) -> list[str]:
         spelt.append(word)
     if spelt[:1] == ["spectrum"] and _has_no_inputs(spelt[1:]):
         spelt.append("none")
-    return spelt
+    return _with_one_list(spelt) if spelt[:1] == ["report"] else spelt
+
+
+def _with_one_list(words: list[str]) -> list[str]:
+    """The files among the words of a command as one list, which is how the parser takes several."""
+    follows = [False, *(word.startswith("--") and "=" not in word for word in words)]
+    is_file = [not (value or word.startswith("-")) for word, value in zip(words, follows, strict=False)]
+    is_file[0] = False  # the command
+    files = [word for word, its in zip(words, is_file, strict=True) if its]
+    others = [word for word, its in zip(words, is_file, strict=True) if not its]
+    return [*others, json.dumps(files)] if files else words
 
 
 def _has_no_inputs(words: list[str]) -> bool:
@@ -131,10 +168,10 @@ def _advice(error: Exception) -> str:
     text = one_line(error) or type(error).__name__
     package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if package in EXTRAS and "pip install" not in text:
-        return f"{package} is needed and not installed: pip install 'lightning-lyapunov[{EXTRAS[package]}]'"
-    if isinstance(error, _UsageError | ValueError | OSError | ArithmeticError | ModuleNotFoundError):
+        return f"{package} is needed and not installed: pip install 'lightning-lyapunov[{EXTRAS[package]}]' brings it."
+    if isinstance(error, ValueError | OSError | ArithmeticError | ModuleNotFoundError):
         return text
-    return f"{type(error).__name__}: {text} (--debug shows where)"
+    return f"{type(error).__name__}: {text.rstrip('.')}. --debug shows where."
 
 
 @contextlib.contextmanager

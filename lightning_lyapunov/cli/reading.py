@@ -6,12 +6,11 @@ import contextlib
 import importlib
 import inspect
 import json
-import math
 import pickle
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,15 +21,12 @@ from lightning_lyapunov.aelle import AeLLEScorer
 from lightning_lyapunov.cli.weights import load_weights
 from lightning_lyapunov.cli.writing import one_line
 from lightning_lyapunov.engine.spectrum import LyapunovSpectrum
+from lightning_lyapunov.engine.spectrum_json import number, numbers
 from lightning_lyapunov.monitoring.checkpoint import CALLBACK, histories_in
 from lightning_lyapunov.reading.depth_history import DepthMeasurement
 from lightning_lyapunov.reading.history import History, Measurement
 from lightning_lyapunov.reading.kept import Kept
 
-FACTS: dict[str, Callable[[Any], Any]] = {
-    "dimension": int, "steps": int, "sequences": int, "transient": int, "interval": float, "driven": bool,
-}  # fmt: skip
-"""What a file tells of how a spectrum was measured."""
 KINDS: dict[str, type[Kept]] = {CALLBACK: Measurement, "DepthSpectrumCallback": DepthMeasurement}
 """What the history of each callback is of."""
 LIGHTNING = "pytorch-lightning_version"
@@ -135,7 +131,8 @@ def _imported(model: str) -> Any:
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"model must be an import path as pkg.mod:Class; {model!r}: {error}.") from error
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise ValueError(f"model must be a class of modules; {model!r} is {found!r}.")
+        what = getattr(found, "__qualname__", type(found).__name__)
+        raise ValueError(f"model must be a class of modules, torch.nn.Module or derived from it; {model!r} is {what}.")
     return found
 
 
@@ -220,45 +217,22 @@ def _without_history(content: Any, states: Any) -> str:
 
 
 def spectrum_of(file: Path) -> tuple[LyapunovSpectrum | Tensor, Mapping[str, Any]]:
-    """A spectrum, without its growth, and what is known of its network, out of JSON.
+    """A spectrum, and what is known of its network, out of JSON; a list of exponents is one of a whole spectrum.
 
-    Among it ``length``, steps of the longest sequence, where inputs drove the network.
-
-    Files of older versions know no error, which is two standard errors there, nor what has settled: nothing.
+    Among what is known is ``length``, steps of the longest sequence, where inputs drove the network.
     """
     try:
-        content = json.loads(sys.stdin.read() if str(file) == "-" else existing(file).read_text("utf-8"))
+        text = sys.stdin.read() if str(file) == "-" else existing(file).read_text("utf-8")
+        content = json.loads(text)
         if isinstance(content, list):
-            return _numbers(content), {}
-        exponents = _numbers(content["exponents"])
-        facts = {name: kind(content[name]) for name, kind in FACTS.items()}
-        unknown = exponents.new_full((1, 1), math.nan)
-        stderr = _numbers(content["stderr"])
-        error = _numbers(content["error"]) if "error" in content else 2 * stderr
-        settled = content.get("settled", [False] * len(exponents))
-        result = LyapunovSpectrum(
-            exponents=exponents,
-            stderr=stderr,
-            error=error,
-            per_sequence=unknown.expand(facts["sequences"], len(exponents)),  # takes no memory, whatever is claimed
-            trusted=torch.tensor(content["trusted"], dtype=torch.bool),
-            settled=torch.tensor(settled, dtype=torch.bool),
-            dtype={"float32": torch.float32, "float64": torch.float64}[content["dtype"]],
-            volume_rate=_number(content["volume_rate"]),
-            **facts,
-        )
-        content |= {name: _number(content.get(name)) for name in ("state_mean", "state_spread")}
+            return numbers(content), {}
+        result = LyapunovSpectrum.from_json(text)
+        content |= {name: number(content.get(name)) for name in ("state_mean", "state_spread")}
         content["length"] = result.steps + result.transient if result.driven else None
-        counts = {len(values) for values in (exponents, stderr, error, result.trusted, result.settled)}
-        if len(counts) > 1 or len(exponents) > result.dimension or result.sequences < 1:
-            raise ValueError(
-                "exponents, stderr, error, trusted and settled must be of one length, at most dimension; sequences 1 "
-                "or more"
-            )
-    except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+    except (TypeError, ValueError, ArithmeticError, RecursionError) as error:
         raise ValueError(
             f'file must hold what "spectrum --format json" writes, or a JSON list of exponents; {file}: '
-            f"{type(error).__name__}: {one_line(error)}"
+            f"{one_line(error)}"
         ) from error
     return result, content
 
@@ -266,11 +240,3 @@ def spectrum_of(file: Path) -> tuple[LyapunovSpectrum | Tensor, Mapping[str, Any
 def scorer_of(name: str) -> AeLLEScorer:
     """The general scorer, or one from a file."""
     return AeLLEScorer.from_pretrained() if name == "general" else AeLLEScorer.load(name)
-
-
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)
-
-
-def _numbers(values: list[Any]) -> Tensor:
-    return torch.tensor([_number(value) for value in values], dtype=torch.float64)

@@ -7,21 +7,21 @@ import sys
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from shutil import get_terminal_size
 from textwrap import wrap
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lightning_lyapunov.capture.finding import architecture_of
 from lightning_lyapunov.engine.spectrum import LyapunovSpectrum
+from lightning_lyapunov.engine.spectrum_json import plain
 from lightning_lyapunov.files import write_whole
 from lightning_lyapunov.names import QUANTITIES
 from lightning_lyapunov.reading.features import spectrum_features
-from lightning_lyapunov.reading.history import History, Measurement
+from lightning_lyapunov.reading.history import Measurement
 from lightning_lyapunov.reading.words import UNKNOWN, factor, in_words, over_a_sequence
 
-FORMAT = "lightning_lyapunov.spectrum/1"
 HEAD, TAIL = 12, 4
 """Exponents at either end of a long spectrum that the table shows."""
 WIDTH = 80
@@ -31,60 +31,17 @@ FEATURES = (
     *("gradient_horizon", "stability_margin", "trusted_fraction", "settled_fraction"),
 )
 """Figures that the table shows."""
-FACTS = (
-    *("exponents", "stderr", "error", "trusted", "settled", "dimension", "steps", "sequences", "transient", "interval"),
-    *("dtype", "driven", "volume_rate", "complete"),
-)
-"""Fields of a spectrum that are written as they are."""
 
 
 def facts_of(result: LyapunovSpectrum, layers: dict[str, nn.Module], updates: int | None) -> dict[str, Any]:
-    """Everything there is to say of a spectrum, in the units of its fields."""
+    """Everything there is to say of a spectrum and its network, in the units of its fields."""
     sizes = [size for layer in layers.values() if isinstance(size := getattr(layer, "hidden_size", None), int)]
-    parts = {name: _facts(part, ("exponents", "stderr", "error", "settled", "dimension")) for name, part in
-             result.layers.items()}  # fmt: skip
-    return {
-        "format": FORMAT,
-        "unit": "nats/step",
+    network = {
         "architecture": architecture_of(list(layers.values())),
         "hidden_size": max(sizes, default=None),
         "updates": updates,
-        **_facts(result, FACTS),
-        "state_mean": result.state_mean,
-        "state_spread": result.state_spread,
-        "features": spectrum_features(result),
-        "layers": parts,
     }
-
-
-def _facts(spectrum: LyapunovSpectrum, names: tuple[str, ...]) -> dict[str, Any]:
-    """Fields of a spectrum, and its growth over a sequence, in nats, where it is known."""
-    facts = {name: getattr(spectrum, name) for name in names}
-    growth = spectrum.growth
-    if growth is not None:
-        facts |= {
-            "log_singular_values": growth.log_singular_values,
-            "log_singular_values_error": growth.error,
-            "gain": growth.gain,
-            "gain_error": growth.gain_error,
-            "growth_steps": float(growth.lengths.double().mean()),
-        }
-    return facts
-
-
-def plain(value: Any) -> Any:
-    """As JSON can say it: null for what is not known, "inf" and "-inf" for what is infinite."""
-    if isinstance(value, Tensor):
-        return plain(value.tolist())
-    if isinstance(value, dict):
-        return {name: plain(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [plain(one) for one in value]
-    if isinstance(value, torch.dtype):
-        return str(value).removeprefix("torch.")
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    return value
+    return {**result.to_dict(), **network, "features": spectrum_features(result)}
 
 
 def table_of(result: LyapunovSpectrum) -> Iterator[str]:
@@ -103,8 +60,7 @@ def table_of(result: LyapunovSpectrum) -> Iterator[str]:
     values = spectrum_features(result)
     for name in FEATURES:
         error = f" ± {values['max_error']:.4f}" if name == "max" and not math.isnan(values["max_error"]) else ""
-        known = UNKNOWN if math.isnan(values[name]) else f"{values[name]:.4f}{error} {QUANTITIES[name].unit}".rstrip()
-        yield f"{QUANTITIES[name].title:<{width}}   {known}"
+        yield f"{QUANTITIES[name].title:<{width}}   {_figure(values[name], error, QUANTITIES[name].unit)}"
     if result.parts:
         yield ""
         width = max(map(len, result.parts))
@@ -128,6 +84,13 @@ def _counted(count: int, thing: str) -> str:
     return f"{count} {thing}{'s' * (count != 1)}"
 
 
+def _figure(value: float, error: str, unit: str) -> str:
+    """A figure with its error and unit; a share in per cent."""
+    if math.isnan(value):
+        return UNKNOWN
+    return f"{100 * value:.0f} %" if unit == "share" else f"{value:.4f}{error} {unit}".rstrip()
+
+
 def _known(value: Tensor, form: str) -> str:
     return UNKNOWN if value.isnan() else f"{float(value):{form}}"
 
@@ -138,30 +101,26 @@ def write(text: str, output: Path | None) -> None:
         print(text)
     else:
         write_whole(output, f"{text}\n".encode())
-        tell(f"written to {output}")
+        tell(f"written to {output}.")
 
 
-def write_figure(result: LyapunovSpectrum, updates: int | None, output: Path | None) -> None:
-    """The spectrum as a curve, in the format of the file's name; PNG to standard output."""
-    from lightning_lyapunov.figures import spectrum_now
-
-    history = History()
-    metrics = {name: value for name, value in spectrum_features(result).items() if math.isfinite(value)}
-    history.append(Measurement.of(result, step=updates or 0, metrics=metrics))
-    figure = spectrum_now(history)
-    for text in figure.legends[0].get_texts() if updates is None else []:
-        text.set_text(text.get_text().partition(", update")[0])  # after how many is not known
+def write_figure(figure: Any, output: Path | None) -> None:
+    """A figure of Matplotlib's, in the format of the file's name; PNG to standard output."""
     if output is None:
         figure.savefig(sys.stdout.buffer, format="png")
     else:
         figure.savefig(buffer := BytesIO(), format=output.suffix[1:] or "png")
         write_whole(output, buffer.getvalue())
-        tell(f"written to {output}")
+        tell(f"written to {output}.")
 
 
 def tell(text: str) -> None:
-    """A line on standard error."""
-    print(f"lightning-lyapunov: {text}", file=sys.stderr)
+    """A sentence on standard error, on as many lines as a terminal needs."""
+    line = f"lightning-lyapunov: {text}{'' if text.endswith(('.', '?', '!')) else '.'}"
+    if sys.stderr.isatty():
+        width = get_terminal_size().columns
+        line = "\n".join(wrap(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
+    print(line, file=sys.stderr)
 
 
 def one_line(error: object) -> str:

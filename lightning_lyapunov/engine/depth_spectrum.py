@@ -9,8 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_lyapunov.engine.spectrum_json import DEPTH, dumps, loads, plain, read, why
 from lightning_lyapunov.engine.statistics import half_width, mean_and_error
 
+FIGURES = (
+    *("log_singular_values", "stderr", "error", "trusted", "exponents", "gain", "gain_error", "typical", "anisotropy"),
+    *("block_gain", "block_gain_error", "block_change", "contributions", "state_growth", "depth", "samples"),
+)
+"""What follows from the samples, and is written beside them."""
 TRUSTED = 0.05
 """Nats that a logarithm may still be too low by where it is trusted."""
 
@@ -174,6 +180,63 @@ class DepthSpectrum:
         told: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         moved: dict[str, Any] = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in told.items()}
         return DepthSpectrum(**moved)
+
+    def numpy(self) -> Any:
+        """The leading ln σ as an array of NumPy's, ``(K,)`` float64, nats, largest first; a copy on the CPU."""
+        return self.log_singular_values.detach().to("cpu", torch.float64, copy=True).numpy()
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values, as :meth:`to_json` writes them, and beside them the means over samples."""
+        figures = {name: getattr(self, name) for name in FIGURES}
+        return {"format": DEPTH, "unit": "nats", **plain(figures), **plain(self)}
+
+    def to_json(self) -> str:
+        """JSON on one line, which :meth:`from_json` makes the same spectrum of, to the last bit of every number.
+
+        It is what ``lightning-lyapunov depth --format json`` writes. Null stands for what is not known, ``"inf"`` and
+        ``"-inf"`` for what is infinite.
+        """
+        return dumps(self.to_dict())
+
+    @staticmethod
+    def from_json(text: str | bytes) -> DepthSpectrum:
+        """The spectrum that :meth:`to_json` or the command line wrote, on the CPU; all floating numbers are float64.
+
+        Args:
+            text: JSON; of a file ``Path("depth.json").read_text()``.
+
+        Raises:
+            ValueError: If it is not that, of another format, or of an older version, which wrote means alone; the
+                message says what is wrong.
+        """
+        try:
+            content = loads(text, DEPTH)
+            if "per_sample" not in content and "log_singular_values" in content:
+                raise ValueError("it holds means alone, as an older version wrote them; measure again")
+            made = read(DepthSpectrum, content)
+            if made.per_sample.shape != made.iteration_error.shape or len(made.dimensions) != made.depth + 1:
+                raise ValueError("per_sample and iteration_error must be of one shape, dimensions one more than names")
+            return made
+        except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+            raise ValueError(f"text must be what DepthSpectrum.to_json wrote: {why(error)}.") from error
+
+    def plot(self) -> Any:
+        """What each block does to a gradient: a ``matplotlib.figure.Figure``, which notebooks show by themselves.
+
+        Elsewhere ``spectrum.plot().savefig("depth.png")``.
+
+        Raises:
+            ModuleNotFoundError: Without Matplotlib; the message says how to install it.
+        """
+        from lightning_lyapunov.figures.alone import depth_alone
+
+        return depth_alone(self)
+
+    def _repr_html_(self) -> str:
+        """A small table, for notebooks."""
+        from lightning_lyapunov.reading.notebook import table_of_depth
+
+        return table_of_depth(self)
 
     def __repr__(self) -> str:
         total, error = float(self.log_singular_values[0]), float(self.error[0])

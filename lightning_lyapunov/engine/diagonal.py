@@ -151,7 +151,7 @@ class DiagonalTally(Tally):
 
         local = every.local
         if local is not None:
-            local = type(local)(local.starts, local.ends, listed(local.exponents))
+            local = replace(local, exponents=listed(local.exponents))
         parts = {name: listed(getattr(every, name)) for name in ("exponents", "stderr", "per_sequence")}
         marks = {name: listed(getattr(every, name)) for name in ("trusted", "settled")}
         own = parts | marks | {"error": listed(error), "local": local}
@@ -204,15 +204,20 @@ def _measure(system: DiagonalSystem, values: Tensor, settings: Settings) -> Diag
     channels = system.rates(values[:1, :1]).shape[-1]
     log = torch.zeros(2, sequences, channels, dtype=widest_dtype(values.device), device=values.device)
     whole, along = torch.zeros_like(log[0]), log.new_zeros(len(blocks), channels)
+    pushes = log.new_zeros(len(blocks), sequences)
     most = max(1, AT_ONCE // (length * channels))
     for first in range(0, sequences, most):
         rows = slice(first, first + most)
+        before = log.new_zeros(())
         for place, (start, grown) in enumerate(_grown(system, values[:, rows], blocks, channels)):
             if start >= begin:
                 log[int(start >= half), rows] += grown
             whole[rows] += grown
             along[place] = along[place] + grown.sum(0)
-    dimension = channels * system.multiplicity
+            so_far = _typical(whole[rows])
+            pushes[place, rows] = torch.where(so_far.isneginf(), so_far, so_far - before)
+            before = so_far
+    dimension, weights = channels * system.multiplicity, [(b - a) * sequences for a, b in blocks]
     listed = settings.k or min(dimension, LISTED)
     count = settings.growth_of(listed, dimension, length)
     return DiagonalTally(
@@ -223,7 +228,7 @@ def _measure(system: DiagonalSystem, values: Tensor, settings: Settings) -> Diag
         trusted=torch.ones(channels, dtype=torch.bool, device=values.device),
         dimension=dimension,
         driven=True,
-        along=Along([a for a, _ in blocks], [b for _, b in blocks], along, [(b - a) * sequences for a, b in blocks]),
+        along=Along([a for a, _ in blocks], [b for _, b in blocks], along, weights, pushes),
         volume=system.multiplicity * log.sum(),
         intervals=1,
         pushed=1,
@@ -260,8 +265,12 @@ def _edges(length: int, begin: int, half: int) -> list[int]:
 def _growth(whole: Tensor, length: int, count: int, multiplicity: int) -> SequenceGrowth:
     r"""That of products :math:`\mathrm{diag}(e^{l})`, l ``(B, C)`` their logarithms."""
     leading = whole.topk(math.ceil(count / multiplicity), -1).values.repeat_interleave(multiplicity, -1)[:, :count]
-    gain = (torch.logsumexp(2 * whole, -1) - math.log(whole.shape[-1])) / 2
-    return SequenceGrowth(leading, gain, torch.full((len(whole),), length))
+    return SequenceGrowth(leading, _typical(whole), torch.full((len(whole),), length))
+
+
+def _typical(whole: Tensor) -> Tensor:
+    r"""The gain (B,) of products :math:`\mathrm{diag}(e^{l})`, l ``(B, C)``: the root mean square growth of a push."""
+    return (torch.logsumexp(2 * whole, -1) - math.log(whole.shape[-1])) / 2
 
 
 def _in_users_order(tally: DiagonalTally, places: Tensor) -> DiagonalTally:
@@ -269,9 +278,11 @@ def _in_users_order(tally: DiagonalTally, places: Tensor) -> DiagonalTally:
     if rows == sorted(rows):
         return tally
     moved = places.to(tally.log.device)
-    growth = tally.growth
+    growth, along = tally.growth, tally.along
     if growth is not None:
         growth = SequenceGrowth(growth.per_sequence[moved], growth.gain_per_sequence[moved], growth.lengths[places])
+    if along is not None:
+        along = replace(along, pushes=along.pushes[:, moved])
     return replace(
         tally,
         log=tally.log[:, moved],
@@ -279,6 +290,7 @@ def _in_users_order(tally: DiagonalTally, places: Tensor) -> DiagonalTally:
         lengths=[tally.lengths[row] for row in rows],
         transients=[tally.transients[row] for row in rows],
         growth=growth,
+        along=along,
     )
 
 

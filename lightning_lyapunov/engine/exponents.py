@@ -88,6 +88,7 @@ class Meter:
         self._steps = torch.zeros(2, rows, dtype=torch.long)
         self._starts, self._ends, self._weights = list[int](), list[int](), list[list[int]]()
         self._along: list[Tensor] = []  # (blocks, pieces, K) of each stretch
+        self._pushes: list[Tensor] = []  # (blocks, rows) of each stretch
         self._cuts = counting.cuts()
         self._begins, self._halves = torch.tensor(counting.begins), torch.tensor(counting.halves)
         self._lengths = torch.tensor(counting.lengths)
@@ -165,6 +166,7 @@ class Meter:
             self._log[half] += torch.where(mask, sums, 0.0).sum(0)
             self._steps[half] += torch.where(counted, spans, 0).sum(0)
         self._along.append(sums.unflatten(1, (counting.pieces, -1)).sum(2))
+        self._pushes.append(sums[..., 0].clone())
         self._starts += firsts[:, 0].tolist()
         self._ends += lasts[:, 0].tolist()
         self._weights += spans.unflatten(1, (counting.pieces, -1)).sum(2).tolist()
@@ -218,7 +220,7 @@ class Meter:
             trusted=self._trusted(log),
             dimension=self.chain.size,
             driven=driven,
-            along=self._along_time(),
+            along=self._along_time(order),
             volume=self._volume,
             audits=self.audits,
             intervals=self.intervals,
@@ -236,14 +238,18 @@ class Meter:
         dead = log.isneginf().any(0).all(-1)
         return (trusted | (dead & (2 * dead.sum() < len(dead))).unsqueeze(-1)).all(0)
 
-    def _along_time(self) -> Along:
-        """Blocks in the order of time, one piece after another."""
-        pieces, log = self.counting.pieces, torch.cat(self._along)
+    def _along_time(self, order: Tensor | None) -> Along:
+        """Blocks in the order of time, one piece after another; pushes in the user's order."""
+        pieces, log, pushes = self.counting.pieces, torch.cat(self._along), torch.cat(self._pushes)
+        rows = slice(None) if order is None else order.argsort()
         if pieces == 1:
-            return Along(self._starts, self._ends, log[:, 0], [weights[0] for weights in self._weights])
+            weights = [of_piece[0] for of_piece in self._weights]
+            return Along(self._starts, self._ends, log[:, 0], weights, pushes[:, rows])
         offset = self.counting.offset
-        starts, ends, sums, weights = list[int](), list[int](), list[Tensor](), list[int]()
+        starts, ends, weights = list[int](), list[int](), list[int]()
+        sums, grown = list[Tensor](), list[Tensor]()
         sequences = len(self.counting.lengths) // pieces
+        pushes = pushes.unflatten(1, (pieces, sequences))
         for piece in range(pieces):
             length = self.counting.lengths[piece * sequences]
             for i, (start, end) in enumerate(zip(self._starts, self._ends, strict=True)):
@@ -251,6 +257,7 @@ class Meter:
                     starts.append(offset + start)
                     ends.append(offset + end)
                     sums.append(log[i, piece])
+                    grown.append(pushes[i, piece])
                     weights.append(self._weights[i][piece])
             offset += length
-        return Along(starts, ends, torch.stack(sums), weights)
+        return Along(starts, ends, torch.stack(sums), weights, torch.stack(grown)[:, rows])

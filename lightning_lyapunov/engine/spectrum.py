@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_lyapunov.engine.spectrum_json import SPECTRUM, check, completed, dumps, loads, read, why, written
 from lightning_lyapunov.engine.statistics import half_width, mean_and_error
 from lightning_lyapunov.engine.visited import Visited
 
@@ -24,6 +26,57 @@ class LocalExponents:
     exponents: Tensor
     """``(S, K)`` nats per step, mean over the sequences that run through the block; NaN where none does. Blocks within
     the transient are among them."""
+    pushes: Tensor
+    r"""``(S, B)`` nats per step: how a push grew in each block that was given to the state before the first one, in a
+    random direction, rows as in the inputs; NaN where the sequence had ended. Times the steps of the blocks they sum to
+    :math:`\ln\|J_T \cdots J_1 q\|`. It is the first vector of the frame, which no QR turns: soon it grows as the
+    leading direction does. With a warm start it begins there, after the transient; of a diagonal map it is the root
+    mean square over all directions."""
+
+    def __repr__(self) -> str:
+        return f"LocalExponents({len(self.starts)} blocks of steps, {self.exponents.shape[-1]} exponents)"
+
+    @property
+    def push(self) -> Tensor:
+        """(S,) nats per step: mean of :attr:`pushes` over sequences; NaN where there is none.
+
+        As everywhere, dead ones are left out where most live.
+        """
+        return _mean_and_spread(self.pushes)[0]
+
+    @property
+    def push_spread(self) -> Tensor:
+        """(S,) nats per step: standard deviation of :attr:`pushes` between sequences; NaN of fewer than two."""
+        return _mean_and_spread(self.pushes)[1]
+
+    def brief(self, most: int) -> Tensor:
+        """``(4, S' + 1)`` float32 on the CPU: start, end, mean and spread of the push in S' ≤ ``most`` joined blocks.
+
+        The last column is of all of them together.
+        """
+        starts, ends, rates = self.starts.cpu(), self.ends.cpu(), self.pushes.double().cpu()
+        made = torch.where(rates.isnan(), 0.0, (ends - starts).double().unsqueeze(1))
+        nats = torch.where(made > 0, rates * made, 0.0)
+        begin, steps = int(starts[0]), int(ends[-1] - starts[0])
+        group = ((ends - begin - 1) * most).div(steps, rounding_mode="floor").unique(return_inverse=True)[1]
+        joined = torch.zeros(2, int(group[-1]) + 1, rates.shape[1], dtype=torch.float64)
+        joined.index_add_(1, group, torch.stack([nats, made]))
+        joined = torch.cat([joined, joined.sum(1, keepdim=True)], 1)
+        mean, spread = _mean_and_spread(joined[0] / joined[1])
+        last = torch.cat([group[1:] != group[:-1], torch.tensor([True])])
+        edges = torch.cat([starts[:1], ends[last]]).double()
+        first, final = torch.cat([edges[:-1], edges[:1]]), torch.cat([edges[1:], edges[-1:]])
+        return torch.stack([first, final, mean, spread]).float()
+
+
+def _mean_and_spread(rates: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (S,) of rates ``(S, B)``, NaN unknown; dead ones left out where most live."""
+    known, dead = ~rates.isnan(), rates.isneginf()
+    used = known & ~(dead & (2 * dead.sum(1) < known.sum(1)).unsqueeze(1))
+    count = used.sum(1)
+    mean = torch.where(used, rates, 0.0).sum(1) / count
+    squares = torch.where(used, rates - mean.unsqueeze(1), 0.0).square().sum(1)
+    return mean, torch.where(count > 1, squares / (count - 1), math.nan).sqrt()
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +102,13 @@ class SequenceGrowth:
     def to(self, device: torch.device | str) -> SequenceGrowth:
         """The same on another device."""
         return SequenceGrowth(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+    def __repr__(self) -> str:
+        steps = float(self.lengths.double().mean())
+        return (
+            f"SequenceGrowth(gain {self.gain:+.3f} ± {self.gain_error:.3f} nats over {steps:.4g} steps, "
+            f"{self.per_sequence.shape[1]} singular values, {len(self.lengths)} sequences)"
+        )
 
     @property
     def log_singular_values(self) -> Tensor:
@@ -187,6 +247,63 @@ class LyapunovSpectrum:
         error = error if math.isfinite(error) else math.nan  # the volume of a sequence that died is nothing
         return self.audit if math.isnan(error) else error
 
+    # ------------------------------------------------------------------ to be kept, shown and passed on
+
+    def numpy(self) -> Any:
+        """The exponents as an array of NumPy's, ``(K,)`` float64, nats per step, largest first; a copy on the CPU."""
+        return self.exponents.detach().to("cpu", torch.float64, copy=True).numpy()
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values, as :meth:`to_json` writes them, and beside them the figures that follow from it.
+
+        These are ``log_singular_values``, ``gain`` and their errors, ``state_mean``, ``state_spread`` and ``complete``.
+        """
+        return {"format": SPECTRUM, "unit": "nats/step", **written(self)}
+
+    def to_json(self) -> str:
+        """JSON on one line, which :meth:`from_json` makes the same spectrum of, to the last bit of every number.
+
+        It is what ``lightning-lyapunov spectrum --format json`` writes, and ``lightning-lyapunov score`` reads. Null
+        stands for what is not known, ``"inf"`` and ``"-inf"`` for what is infinite.
+        """
+        return dumps(self.to_dict())
+
+    @staticmethod
+    def from_json(text: str | bytes) -> LyapunovSpectrum:
+        """The spectrum that :meth:`to_json`, the command line or an older version of either wrote, on the CPU.
+
+        Older versions wrote no more than the figures of the whole: growth, layers and the exponents of each sequence
+        are not known then; where there is no error it is two standard errors, and nothing has settled.
+
+        Args:
+            text: JSON; of a file ``Path("spectrum.json").read_text()``.
+
+        Raises:
+            ValueError: If it is not that, or of another format; the message says what is wrong.
+        """
+        try:
+            return _of(loads(text, SPECTRUM))
+        except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+            raise ValueError(f"text must be what LyapunovSpectrum.to_json wrote: {why(error)}.") from error
+
+    def plot(self) -> Any:
+        """The spectrum as a curve with its error: a ``matplotlib.figure.Figure``, which notebooks show by themselves.
+
+        Elsewhere ``spectrum.plot().savefig("spectrum.png")``.
+
+        Raises:
+            ModuleNotFoundError: Without Matplotlib; the message says how to install it.
+        """
+        from lightning_lyapunov.figures.alone import spectrum_alone
+
+        return spectrum_alone(self)
+
+    def _repr_html_(self) -> str:
+        """A small table, for notebooks."""
+        from lightning_lyapunov.reading.notebook import table_of_spectrum
+
+        return table_of_spectrum(self)
+
     def __repr__(self) -> str:
         top = f"max {float(self.exponents[0]):+.4f} ± {float(self.error[0]):.4f}"
         marks = f"{int(self.trusted.sum())} trusted, {int(self.settled.sum())} settled"
@@ -245,6 +362,14 @@ class LyapunovSpectrum:
             parts=dict(parts),
             stacks=dict(stacks or {}),
         )
+
+
+def _of(content: dict[str, Any]) -> LyapunovSpectrum:
+    """The spectrum of plain values, and of the layers among them."""
+    known, layers = completed(content)
+    made = read(LyapunovSpectrum, known)
+    check(made)
+    return replace(made, parts={name: _of(part) for name, part in layers.items()})
 
 
 def largest_first(exponents: Tensor) -> tuple[Tensor, Tensor]:

@@ -51,6 +51,9 @@ class Along:
     """``(S, K)`` nats, summed over the sequences."""
     weights: list[int]
     """(S,) steps made in it, of all sequences together."""
+    pushes: Tensor
+    """``(S, B)`` nats: how the first vector of each sequence's frame grew in it, rows as in the inputs; 0 where the
+    sequence had ended."""
 
     @staticmethod
     def merge(several: Sequence[Along]) -> Along:
@@ -62,13 +65,36 @@ class Along:
         ends = sorted(shared | {longest.ends[-1]})
         starts = [longest.starts[0], *ends[:-1]]
         log, weights = longest.log.new_zeros(len(ends), longest.log.shape[1]), [0] * len(ends)
-        for one in several:
+        pushes = [one.pushes.new_zeros(len(ends), one.pushes.shape[1]) for one in several]
+        for one, own in zip(several, pushes, strict=True):
             for place, (start, end) in enumerate(zip(starts, ends, strict=True)):
                 inside = [i for i, e in enumerate(one.ends) if start < e <= end]
                 if inside:
                     log[place] += one.log[inside].sum(0)
+                    own[place] = one.pushes[inside].sum(0)
                     weights[place] += sum(one.weights[i] for i in inside)
-        return Along(starts, ends, log, weights)
+        return Along(starts, ends, log, weights, torch.cat(pushes, 1))
+
+    def leading(self, k: int) -> Along:
+        """The same of the first k directions."""
+        return replace(self, log=self.log[:, :k])
+
+    def to(self, device: torch.device | str) -> Along:
+        """The same on another device."""
+        return replace(self, log=self.log.to(device), pushes=self.pushes.to(device))
+
+    def exponents(self, order: Tensor, lengths: list[int]) -> LocalExponents:
+        """What follows from it.
+
+        Args:
+            order: ``(K,)`` of the directions.
+            lengths: (B,) all steps of each sequence.
+        """
+        starts, ends = torch.tensor(self.starts), torch.tensor(self.ends)
+        rates = self.log[:, order] / self.log.new_tensor(self.weights).unsqueeze(1)
+        made = torch.minimum(ends.unsqueeze(1), torch.tensor(lengths)) - starts.unsqueeze(1)
+        made = torch.where(made > 0, made, math.nan).to(self.pushes)
+        return LocalExponents(starts, ends, rates, self.pushes / made)
 
 
 @dataclass(eq=False)
@@ -150,7 +176,7 @@ class Tally:
             self,
             log=self.log[..., :k],
             trusted=self.trusted[:k],
-            along=None if self.along is None else replace(self.along, log=self.along.log[:, :k]),
+            along=None if self.along is None else self.along.leading(k),
             audits=[],
             again=None if self.again is None else self.again[:, :k],
         )
@@ -164,7 +190,7 @@ class Tally:
             volume=None if self.volume is None else self.volume.to(device),
             again=None if self.again is None else self.again.to(device),
             audits=[audit.to(device) for audit in self.audits],
-            along=None if self.along is None else replace(self.along, log=self.along.log.to(device)),
+            along=None if self.along is None else self.along.to(device),
             growth=None if self.growth is None else self.growth.to(device),
             visited=None if self.visited is None else self.visited.to(device),
         )
@@ -210,7 +236,7 @@ class Tally:
             audit=audit,
             growth=self.growth,
             visited=self.visited,
-            local=None if self.along is None else _local(self.along, order),
+            local=None if self.along is None else self.along.exponents(order, self.lengths),
         )
 
     def is_within(self, tolerance: float, k: int) -> bool:
@@ -274,8 +300,3 @@ class Tally:
     def _widely(agreeing: Tensor) -> Tensor:
         """The same, if hardly any of them disagree; else none."""
         return agreeing & ((~agreeing).double().mean() <= DISAGREEING)
-
-
-def _local(along: Along, order: Tensor) -> LocalExponents:
-    rates = along.log[:, order] / along.log.new_tensor(along.weights).unsqueeze(1)
-    return LocalExponents(torch.tensor(along.starts), torch.tensor(along.ends), rates)

@@ -49,6 +49,9 @@ class Visited:
         """The same on another device."""
         return Visited(self.count, self.sums.to(device))
 
+    def __repr__(self) -> str:
+        return f"Visited({self.count:,} entries, mean |h| {self.mean_size:.3g}, spread {self.spread:.3g})"
+
     @property
     def mean_size(self) -> float:
         """Mean of ``|h|``."""

@@ -16,6 +16,7 @@ from lightning_lyapunov.figures.style import (
     FADES,
     GROWS,
     QUIET,
+    SMALL,
     NothingToShow,
     dots,
     edges_of,
@@ -25,21 +26,20 @@ from lightning_lyapunov.figures.style import (
 )
 from lightning_lyapunov.reading.depth_conditions import SEVERED, THRESHOLDS, TRAINED, idle, severed, unchanging
 from lightning_lyapunov.reading.depth_history import DepthMeasurement, evenly
+from lightning_lyapunov.reading.depth_rules import verdict
 from lightning_lyapunov.reading.words import factor
 
 COLOURS = "RdBu_r"
 """Red above zero, blue below, white at zero: tells the two apart under every common colour blindness."""
 FAINTEST = 0.5
 """Nats. The ends of the scale are never nearer to zero, or every difference would look like a fault."""
-LABELS = 26
+LABELS = 24
 """Blocks that are named; of more, as many evenly chosen."""
-LONGEST = 22
+LONGEST = 18
 """Letters of a block's name; of longer ones only the end is written."""
 LIMITS = (-7.0, 12.0)
 """Nats that an axis of the largest growth shows at least: all thresholds, each time at the same place."""
-WIDTH = 6.2
-"""Inches: narrow, so that the words can be read on a phone."""
-_ROW, _LEAST, _MOST = 0.17, 1.6, 4.6
+_ROW, _LEAST, _MOST = 0.18, 1.6, 4.6
 """Inches of a block's row, and of all of them at least and at most."""
 _DEAD, _CUT = "changes nothing of what passes", "lets nothing pass"
 _MARKS: dict[str, dict[str, Any]] = {
@@ -87,7 +87,7 @@ def depth_over_training(history: Iterable[DepthMeasurement]) -> Figure:
         return blocks_now(measurements)
     newest = measurements[-1]
     rows = _height(newest)
-    figure = new_figure("What the blocks do to a gradient, from output to input", WIDTH, height=3.6 + rows)
+    figure = new_figure("What blocks do to a gradient", verdict(measurements), height=3.4 + rows)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.9, rows])
     updates = np.array([float(m.step) for m in measurements])
     edges = edges_of(updates)
@@ -111,9 +111,10 @@ def blocks_now(history: Iterable[DepthMeasurement]) -> Figure:
     Raises:
         NothingToShow: If nothing was measured.
     """
-    newest = _alike(list(history))[-1]
+    measurements = _alike(list(history))
+    newest = measurements[-1]
     rows = _height(newest)
-    figure = new_figure(f"What each block does to a gradient (update {newest.step:,})", WIDTH, height=2.7 + rows)
+    figure = new_figure("What blocks do to a gradient", verdict(measurements), height=2.9 + rows)
     whole, blocks = figure.subfigures(2, 1, squeeze=False, height_ratios=[1.25, rows + 0.7])[:, 0]
     _draw_total(whole.subplots(), newest)
     gains, changes = blocks.subplots(1, 2, sharey=True, width_ratios=[3, 2])
@@ -160,9 +161,7 @@ def _draw_totals(axes: Any, updates: np.ndarray, measurements: Sequence[DepthMea
     axes.set_ylim(*_limits(curve - np.nan_to_num(errors), curve + np.nan_to_num(errors)))
     _thresholds(axes, "y")
     axes.set_ylabel("growth of a gradient (nats)")
-    axes.legend(
-        loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.1, frameon=False, fontsize="small", ncols=3
-    )
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.1, frameon=False, fontsize=SMALL, ncols=2)
 
 
 def _gone(axes: Any, updates: np.ndarray) -> None:
@@ -188,7 +187,7 @@ def _draw_total(axes: Any, newest: DepthMeasurement) -> None:
     if math.isfinite(usual):
         axes.plot([usual], [0.4], "D", color=QUIET, markersize=5, zorder=3)
         words(axes, (min(usual, value - bar), 0.4), "typical", xytext=(-8, 0), ha="right", color=QUIET, **beside)
-    axes.set_xlabel("growth of a gradient from output to input (nats)")
+    axes.set_xlabel(f"growth from output to input (nats), update {newest.step:,}", fontsize=SMALL)
 
 
 def _limits(low: np.ndarray, high: np.ndarray) -> tuple[float, float]:
@@ -220,7 +219,7 @@ def _thresholds(axes: Any, along: str) -> None:
         middle = (start + end) / 2
         if is_y and wide > 0.07:
             place, how = (0.01, middle), {"xycoords": ("axes fraction", "data"), "ha": "left", "va": "center"}
-            words(axes, place, text, color="0.35", fontsize=7.5, zorder=1.5, **how)
+            words(axes, place, text, color="0.35", fontsize=SMALL, zorder=1.5, **how)
         elif not is_y and wide > 0.09:
             place, how = (middle, 0.97), {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "top"}
             words(
@@ -228,7 +227,7 @@ def _thresholds(axes: Any, along: str) -> None:
                 place,
                 text.replace(" networks ", "\n").replace(" of\n", "\n"),
                 color="0.35",
-                fontsize=7,
+                fontsize=SMALL,
                 zorder=1.5,
                 **how,
             )
@@ -238,7 +237,7 @@ def _thresholds(axes: Any, along: str) -> None:
     crowded = (explodes.nats - doubtful.nats) / (high - low) < 0.07
     kept = [i for i in range(len(factors)) if not (crowded and factors[i] == doubtful.nats)]
     ticks, labels = [factors[i] for i in kept], [names[i] for i in kept]
-    (side.set_yticks if is_y else side.set_xticks)(ticks, labels, fontsize=8, color=QUIET)
+    (side.set_yticks if is_y else side.set_xticks)(ticks, labels, fontsize=SMALL, color=QUIET)
     side.tick_params(color="0.6", length=2)
 
 
@@ -260,20 +259,20 @@ def _draw_blocks(axes: Any, edges: np.ndarray, measurements: Sequence[DepthMeasu
     _name(axes, newest)
     place: dict[str, Any] = {"xycoords": axes.get_yaxis_transform(), "annotation_clip": False}
     above: dict[str, Any] = {"xytext": (0, 3), "textcoords": "offset points", "va": "bottom"}
-    words(axes, (1.012, 0.5), "now", fontsize=8, color=QUIET, **above, **place)
+    words(axes, (1.012, 0.5), "now", fontsize=SMALL, color=QUIET, **above, **place)
     for block in _labelled(newest):
         text, colour = _says(newest, block)
-        words(axes, (1.012, block + 1), text, color=colour, fontsize=8, va="center", **place)
+        words(axes, (1.012, block + 1), text, color=colour, fontsize=SMALL, va="center", **place)
     bar = axes.figure.colorbar(
         mesh, ax=axes, orientation="horizontal", extend="both", pad=0.03, aspect=45, fraction=0.06, shrink=0.7
     )
     unit = " per unit" * (len(set(newest.dimensions)) > 1)
-    bar.set_label(f"gain of a block (nats{unit}): blue shrinks a gradient, red makes it grow", fontsize=8)
-    bar.ax.tick_params(labelsize=8)
+    bar.set_label(f"gain of a block (nats{unit}): blue shrinks, red grows", fontsize=SMALL)
+    bar.ax.tick_params(labelsize=SMALL)
     if marked:
         axes.figure.legend(
             handles=[Patch(label=label, **_MARKS[label]) for label in marked],
-            loc="outside lower center", frameon=False, fontsize=8, ncols=len(marked),
+            loc="outside lower center", frameon=False, fontsize=SMALL, ncols=len(marked),
         )  # fmt: skip
 
 
@@ -313,11 +312,11 @@ def _draw_gains(axes: Any, newest: DepthMeasurement) -> None:
     low, high = min(0.0, float((known - errors).min())), max(0.0, float((known + errors).max()))
     axes.set_xlim(low - 0.08 * reach, high + 0.08 * reach)
     for block in severed(newest):
-        words(axes, (0, block + 1), _CUT, xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
+        words(axes, (0, block + 1), _CUT, xytext=(4, 0), textcoords="offset points", va="center", fontsize=SMALL)
     _name(axes, newest)
     axes.set_ylim(newest.depth + 0.6, 0.4)
     unit = " per unit" * (len(set(newest.dimensions)) > 1)
-    axes.set_xlabel(f"gain (nats{unit})")
+    axes.set_xlabel(f"gain (nats{unit})", fontsize=SMALL)
     axes.grid(axis="x", color="0.92")
     axes.set_axisbelow(True)
 
@@ -339,12 +338,12 @@ def _draw_changes(axes: Any, newest: DepthMeasurement) -> None:
     told = [(block, "dead") for block in dead if block in shown]
     told += [(late[len(late) // 2], "idle")] if late else []
     for block, text in told:
-        put: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
+        put: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "fontsize": SMALL}
         words(axes, (at[block], block + 1), text, color=colours[block], **put)
     ticks = [t for t in (0.001, 0.01, 0.1, 1, 10, 100, 1000) if low <= t <= high]
     axes.set_xticks(ticks if len(ticks) < 5 else ticks[::-2])
     axes.xaxis.set_major_formatter(lambda tick, _: f"{tick:g} %")
-    axes.set_xlabel("what it changes of what passes")
+    axes.set_xlabel("what it changes", fontsize=SMALL)
     axes.grid(axis="x", color="0.92")
     axes.set_axisbelow(True)
 
@@ -379,8 +378,8 @@ def _name(axes: Any, measurement: DepthMeasurement) -> None:
     """Names of blocks at the left."""
     shown = _labelled(measurement)
     names = _short([measurement.names[block] for block in shown])
-    axes.set_yticks([block + 1 for block in shown], names, fontsize=8, parse_math=False)
-    axes.set_ylabel("blocks, input on top", fontsize=9)
+    axes.set_yticks([block + 1 for block in shown], names, fontsize=SMALL, parse_math=False)
+    axes.set_ylabel("blocks, input on top", fontsize=SMALL)
     axes.tick_params(axis="y", length=0)
 
 

@@ -12,9 +12,20 @@ from matplotlib.patheffects import withStroke
 
 from lightning_lyapunov.aelle import AeLLEScorer
 from lightning_lyapunov.aelle.atlas import NETWORKS, Atlas
-from lightning_lyapunov.figures.style import FEW, GROWS, QUIET, NothingToShow, measured, new_figure, words
+from lightning_lyapunov.figures.style import (
+    FEW,
+    QUIET,
+    SMALL,
+    NothingToShow,
+    measured,
+    new_figure,
+    panels,
+    verdict_of,
+    words,
+)
 from lightning_lyapunov.reading.conditions import FAMILIAR, score
 from lightning_lyapunov.reading.history import History
+from lightning_lyapunov.reading.verdict import Verdict
 
 
 class LatentMap(Atlas):
@@ -36,12 +47,13 @@ class LatentMap(Atlas):
         return cls(**vars(Atlas.of(scorer.heads.models[0], float(scorer.card["scale"]), networks)))
 
 
-def latent_map(history: History, map: LatentMap) -> Figure:
+def latent_map(history: History, map: LatentMap, said: Verdict | None = None) -> Figure:
     """Draw the way of a run among the bank's networks, coloured by the skill that each reached in the end.
 
     Args:
         history: Measurements of a run: :attr:`LyapunovSpectrumCallback.history`.
         map: The map of the scorer that scored it.
+        said: The verdict on the run, if it is known already.
 
     Raises:
         ValueError: If none of the measurements was scored, or only by a scorer with codes of another size.
@@ -55,19 +67,20 @@ def latent_map(history: History, map: LatentMap) -> Figure:
     if not coded:
         raise NothingToShow(f"history holds no codes of {size} values, which the map is made of.")
     points, path = map.points.numpy(), map.place(torch.stack([code for _, code in coded])).numpy()
-    figure = new_figure("This run among the networks of the bank", width=6.0, height=4.6)
-    axes = figure.subplots()
+    figure = new_figure("Among networks of the bank", said or verdict_of(measured(history)), height=4.0)
+    guess = ":\nunlike all of them, its place is a guess" * (score(coded[-1][0], "familiarity") < FAMILIAR)
+    (axes,) = panels(figure, left=0.35, right=0.85, top=0.62 + 0.15 * bool(guess))
     dots = axes.scatter(points[:, 0], points[:, 1], s=8, c=map.skill.numpy(), vmin=0, vmax=1, linewidths=0)
-    figure.colorbar(dots, ax=axes, label="skill that the network reached in the end", pad=0.02)
+    place = axes.get_position()
+    beside = figure.add_axes((place.x1 + 0.02, place.y0, 0.03, place.height))
+    figure.colorbar(dots, cax=beside, label="skill that each reached in the end")
     _draw_path(axes, path)
     _frame(axes, points, path)
     first, now = coded[0][0], coded[-1][0]
     familiarity = score(now, "familiarity")
     when = f"{first.step:,} to {now.step:,}" if first is not now else f"{now.step:,}"
-    is_guess = familiarity < FAMILIAR
     known = "" if math.isnan(familiarity) else f"; familiarity now {familiarity:.2f}"
-    said = f"update {when}{known}{': unlike all of them, its place is a guess' * is_guess}"
-    axes.set_title(said, fontsize=10, color=GROWS if is_guess else QUIET)
+    axes.set_title(f"update {when}{known}{guess}", fontsize=SMALL, color="black" if guess else QUIET)
     return figure
 
 

@@ -14,6 +14,7 @@ from lightning_lyapunov.figures.style import (
     FEW,
     GROWS,
     QUIET,
+    SMALL,
     NothingToShow,
     alive,
     dots,
@@ -22,20 +23,23 @@ from lightning_lyapunov.figures.style import (
     exponent_axis,
     measured,
     new_figure,
+    panels,
     updates_axis,
     updates_of,
+    verdict_of,
     words,
 )
 from lightning_lyapunov.reading.conditions import DEAD
 from lightning_lyapunov.reading.history import History, Measurement
+from lightning_lyapunov.reading.verdict import Verdict
 
 MANY = 8
 """Layers of which each is named; of more, the highest and the lowest few."""
-_LONGEST = 28
+_LONGEST = 14
 """Letters of a layer's name; of longer ones only what tells them apart is written."""
 
 
-def layers_over_training(history: History) -> Figure:
+def layers_over_training(history: History, said: Verdict | None = None) -> Figure:
     """Draw the largest exponent of each layer, with its error, the 95 % bar, as a band.
 
     Red are layers in which perturbations now grow, blue those in which they fade, grey those whose error does not
@@ -44,6 +48,7 @@ def layers_over_training(history: History) -> Figure:
 
     Args:
         history: Measurements of a run: :attr:`LyapunovSpectrumCallback.history`.
+        said: The verdict on it, if it is known already.
 
     Raises:
         ValueError: If the network has no more than one layer.
@@ -55,19 +60,25 @@ def layers_over_training(history: History) -> Figure:
     updates = updates_of(measurements)
     unknown = [math.nan, math.nan]
     known = np.array([[m.layers.get(name, unknown)[:2] for m in measurements] for name in names], dtype=float)
-    return _drawn(names, updates, known[..., 0], known[..., 1], measurements)
+    figure = new_figure("Largest exponent of layers", said or verdict_of(measurements), height=3.9)
+    (axes,) = panels(figure, right=2.3, top=0.36 + 0.3 * bool(driven_otherwise(measurements).any()))
+    _draw(axes, names, updates, known[..., 0], known[..., 1], measurements)
+    return figure
 
 
-def _drawn(
-    names: list[str], updates: np.ndarray, largest: np.ndarray, errors: np.ndarray, measurements: list[Measurement]
-) -> Figure:
-    figure = new_figure("Largest exponent of each layer", width=7.4)
-    axes = figure.subplots()
+def _draw(
+    axes: Any,
+    names: list[str],
+    updates: np.ndarray,
+    largest: np.ndarray,
+    errors: np.ndarray,
+    measurements: list[Measurement],
+) -> None:
     order = np.argsort(-np.nan_to_num(largest[:, -1], nan=-math.inf, posinf=math.inf, neginf=-math.inf), kind="stable")
     named = order if len(names) <= MANY else np.concatenate([order[: MANY // 2], order[-MANY // 2 :]])
     curves = alive(largest)
     exponent_axis(axes, curves)
-    axes.set_ylabel("nats per step of the layer")
+    axes.set_ylabel("nats per step of the layer, stretched near 0", fontsize=SMALL)
     other = driven_otherwise(measurements)
     lines = np.where(other, math.nan, curves)
     for row in order:
@@ -81,10 +92,9 @@ def _drawn(
         axes.fill_between(updates, lines[row] - error, lines[row] + error, color=colour, alpha=0.2, linewidth=0)
         draw_otherwise(axes, updates, curves[row], colour, measurements, errors=error, label=bool(row == named[0]))
     if other.any():
-        axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.1, frameon=False, fontsize="small")
-    updates_axis(axes)
+        axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.1, frameon=False, fontsize=SMALL)
+    updates_axis(axes, ticks=4)
     _name(axes, [names[row] for row in named], largest[named, -1], errors[named, -1], updates[-1])
-    return figure
 
 
 def _name(axes: Any, names: list[str], largest: np.ndarray, errors: np.ndarray, end: float) -> None:

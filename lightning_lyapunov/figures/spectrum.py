@@ -14,12 +14,16 @@ from lightning_lyapunov.figures.style import (
     PALE,
     alive,
     exponent_axis,
+    legend_below,
     measured,
     new_figure,
+    panels,
+    verdict_of,
     whole_numbers,
     words,
 )
 from lightning_lyapunov.reading.history import History, Measurement
+from lightning_lyapunov.reading.verdict import Verdict
 
 EARLIER = ("#fdd0a2", "#f5a55a", "#c96a1b")
 """From the first measurement on: the later the darker."""
@@ -27,7 +31,7 @@ _DOTS = 40
 """Exponents up to which each is a dot, and of those outside the precision law how many are at most."""
 
 
-def spectrum_now(history: History) -> Figure:
+def spectrum_now(history: History, said: Verdict | None = None) -> Figure:
     """Draw the spectrum as last measured, and faintly how it was at up to three measurements before.
 
     The band is the error, the 95 % bar. Exponents that have not settled are pale, those outside the precision law
@@ -35,6 +39,7 @@ def spectrum_now(history: History) -> Figure:
 
     Args:
         history: Measurements of a run: :attr:`LyapunovSpectrumCallback.history`.
+        said: The verdict on it, if it is known already.
 
     Raises:
         ValueError: If nothing was measured.
@@ -43,8 +48,8 @@ def spectrum_now(history: History) -> Figure:
     now = measurements[-1]
     places = np.unique(np.linspace(0, len(measurements) - 1, len(EARLIER) + 1).round().astype(int))[:-1]
     earlier = [measurements[place] for place in places]
-    figure = new_figure("Lyapunov spectrum")
-    axes = figure.subplots()
+    figure = new_figure("Lyapunov spectrum", said or verdict_of(measurements), height=4.0)
+    (axes,) = panels(figure)
     _draw_now(axes, now)
     for measurement, colour in zip(earlier, EARLIER, strict=False):
         curve = alive(measurement.exponents)
@@ -63,7 +68,7 @@ def spectrum_now(history: History) -> Figure:
     axes.set_xlabel("exponent, largest first" + (f" ({count} of {now.dimension} measured)" if partial else ""))
     for note in _notes(now):
         axes.plot([], [], linestyle="none", label=note)
-    figure.legend(loc="outside right upper", frameon=False)
+    legend_below(figure)
     return figure
 
 

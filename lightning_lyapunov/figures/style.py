@@ -1,10 +1,16 @@
-"""What all pictures share: an empty figure without pyplot, colours, and the axis that exponents are read on."""
+"""What all pictures share: an empty figure without pyplot whose title is the verdict, sizes, colours, common axes.
+
+A picture is read at 340 pixels on a phone: its sides are few inches, so that words of :data:`SMALL` points or more are
+nine pixels there. It has a flat white ground and few colours, which a page may invert for the dark. Nothing in it
+grades a run but the verdict: red and blue say what grows and what fades, whether or not that matters.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import Any, cast
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -13,10 +19,21 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from lightning_lyapunov.reading.conditions import DEAD
-from lightning_lyapunov.reading.history import Measurement
+from lightning_lyapunov.reading.history import History, Measurement
+from lightning_lyapunov.reading.verdict import SIGNS, WORDS, Verdict, Word, verdict
 
 GROWS, FADES, QUIET, PALE = "#b2182b", "#2166ac", "0.4", "#c6dbef"
 """Above zero and below it, which every colour blindness tells apart; what is said beside the point; and not settled."""
+VERDICTS: dict[Word, str] = {"healthy": "#1b7f5c", "watch": "#b8720a", "act": "#b2182b"}
+"""Always beside the sign and the word."""
+WIDTH, DPI = 4.6, 160
+"""Inches, and pixels in each: sharp on a desktop."""
+SMALL = 9.0
+"""Points: the least that words have. The title has a little more."""
+_BELOW = 0.5
+"""Inches below the panels for numbers and what they are of."""
+_WORD = 0.16
+"""Share of an axis that the word of a verdict takes: on shorter stretches stands its sign alone."""
 _LINEAR = 0.1
 """Nats per step. An axis of exponents is linear closer to zero and logarithmic beyond, and shows at least so much."""
 FEW = 60
@@ -28,12 +45,95 @@ class NothingToShow(ValueError):
     """The history does not hold what a figure is about."""
 
 
-def new_figure(title: str, width: float = 6.8, height: float = 4.2) -> Figure:
-    """An empty figure, its sides in inches, on a canvas without display and a white ground of its own."""
-    figure = Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
+def new_figure(title: str, said: Verdict | None = None, height: float = 3.5, width: float = WIDTH) -> Figure:
+    """An empty figure on a canvas without display and a white ground of its own.
+
+    Args:
+        title: What it shows.
+        said: The verdict on the run, which the title begins with.
+        height: Inches.
+        width: Inches.
+    """
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    figure.suptitle(title)
+    if said is None:
+        figure.suptitle(title, fontsize=11)
+    else:
+        text = f"{said.sign} {said.word} · {title}"
+        figure.suptitle(text, fontsize=10.5, fontweight="bold", color=VERDICTS[said.word])
     return figure
+
+
+def panels(
+    figure: Figure, ratios: Sequence[float] = (1,), *, left: float = 0.72, right: float = 0.16, top: float = 0.36
+) -> list[Any]:
+    """Axes one below the other, which share what is across, each at its place.
+
+    An engine that searches for places takes half as long again as drawing.
+
+    Args:
+        figure: Of :func:`new_figure`.
+        ratios: Of their heights.
+        left: Inches beside them for names and numbers.
+        right: Inches.
+        top: Inches above them.
+    """
+    figure.set_layout_engine(None)
+    width, height = figure.get_size_inches()
+    sides = {"left": left / width, "right": 1 - right / width, "top": 1 - top / height, "bottom": _BELOW / height}
+    figure.texts[0].set_y(1 - 0.08 / height)  # the title
+    axes = figure.subplots(len(ratios), 1, sharex=True, squeeze=False, height_ratios=ratios)
+    figure.subplots_adjust(hspace=0.15, **sides)
+    return list(axes[:, 0])
+
+
+def legend_below(figure: Figure, columns: int = 2) -> None:
+    """Write what each line is below all panels, which make room."""
+    labels = [label for axes in figure.axes for label in axes.get_legend_handles_labels()[1]]
+    first = labels[: -(-len(labels) // columns)]  # those below each other in the longest column
+    lines = len(first) + sum(label.count("\n") for label in first)
+    height = figure.get_size_inches()[1]
+    figure.subplots_adjust(bottom=(_BELOW + 0.06 + 0.19 * lines) / height)
+    place: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 0.0), "borderaxespad": 0.3}
+    figure.legend(frameon=False, fontsize=SMALL, ncols=columns, labelspacing=0.25, **place)
+
+
+def verdict_of(measurements: Sequence[Measurement]) -> Verdict | None:
+    """The verdict on a run of these measurements."""
+    return verdict(cast(History, measurements))
+
+
+def draw_verdicts(
+    axes: Any, edges: np.ndarray, measurements: Sequence[Measurement], said: Verdict | None, *, ground: bool = True
+) -> None:
+    """Say along the top what the verdict was at each measurement: the last one is that of the title.
+
+    What was not healthy stands out on a tinted ground. Measurements that know none are left without.
+
+    Args:
+        axes: Over updates.
+        edges: Where measurements meet (N + 1,).
+        measurements: N of them.
+        said: The verdict at the last.
+        ground: Whether to tint it.
+    """
+    known = [measurement.metrics.get("verdict", math.nan) for measurement in measurements]
+    if said is not None:
+        known[-1] = float(said.number)
+    told = [WORDS[round(number)] if 0 <= number < len(WORDS) else None for number in known]
+    top = axes.get_xaxis_transform()
+    for word, run in groupby(range(len(told)), key=told.__getitem__):
+        if word is None:
+            continue
+        first, *_, last = [*run] * 2
+        left, right = edges[first], edges[last + 1]
+        share = (right - left) / (edges[-1] - edges[0])
+        if ground and word != "healthy":
+            axes.axvspan(left, right, color=VERDICTS[word], alpha=0.12, linewidth=0, zorder=0)
+        axes.plot([left, right], [1, 1], color=VERDICTS[word], linewidth=4, transform=top, solid_capstyle="butt")
+        text = f"{SIGNS[word]} {word}" if share >= _WORD else SIGNS[word] if share >= _WORD / 4 else ""
+        place = {"xycoords": top, "ha": "center", "va": "top", "xytext": (0, -3), "textcoords": "offset points"}
+        words(axes, ((left + right) / 2, 1.0), text, color=VERDICTS[word], fontsize=SMALL, zorder=5, **place)
 
 
 def measured(history: Iterable[Measurement]) -> list[Measurement]:
@@ -92,15 +192,15 @@ def edges_of(updates: np.ndarray) -> np.ndarray:
     return np.concatenate([updates[:1], (updates[1:] + updates[:-1]) / 2, updates[-1:]])
 
 
-def updates_axis(axes: Any) -> None:
-    """Make the x axis one of updates."""
+def updates_axis(axes: Any, ticks: int = 7) -> None:
+    """Make the x axis one of updates, with so many numbers at most."""
     axes.set_xlabel("updates")
-    axes.xaxis.set_major_locator(whole_numbers())
+    axes.xaxis.set_major_locator(whole_numbers(ticks))
 
 
-def whole_numbers() -> MaxNLocator:
+def whole_numbers(ticks: int = 7) -> MaxNLocator:
     """Round ticks without decimals."""
-    return MaxNLocator(8, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10])
+    return MaxNLocator(ticks, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10])
 
 
 def dots(points: int) -> dict[str, Any]:
@@ -130,10 +230,10 @@ def exponent_axis(axes: Any, shown: np.ndarray) -> None:
     axes.grid(axis="y", color="0.92")
     axes.axhspan(0.0, top, color=GROWS, alpha=0.07, linewidth=0)
     axes.axhline(0.0, color="0.2", linewidth=1.2)
-    axes.set_ylabel("nats per step")
+    axes.set_ylabel("nats per step, stretched near 0")
 
 
 def words(axes: Any, place: tuple[float, float], text: str, **options: Any) -> None:
     """Words that stay legible on whatever lies below, and that are no formula whatever they hold."""
     seam = [withStroke(linewidth=3, foreground="white")]
-    axes.annotate(text, place, **{"path_effects": seam, "parse_math": False, "fontsize": 9, **options})
+    axes.annotate(text, place, **{"path_effects": seam, "parse_math": False, "fontsize": SMALL, **options})

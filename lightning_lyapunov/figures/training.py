@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -14,39 +13,42 @@ from matplotlib.figure import Figure
 from lightning_lyapunov.figures.style import (
     FADES,
     FEW,
-    GROWS,
+    SMALL,
     dots,
     draw_otherwise,
+    draw_verdicts,
     driven_otherwise,
     edges_of,
     measured,
     new_figure,
+    panels,
     updates_axis,
     updates_of,
+    verdict_of,
     whole_numbers,
 )
-from lightning_lyapunov.reading.conditions import has_settled, is_chaotic, largest
+from lightning_lyapunov.reading.conditions import has_settled, largest
 from lightning_lyapunov.reading.history import Measurement
+from lightning_lyapunov.reading.verdict import Verdict
 
 COLOURS = "RdBu_r"
 """Red above zero, blue below, white at zero: tells the two apart under every common colour blindness."""
 FAINTEST = 0.25
 """Nats per step. The red end of the scale is never nearer to zero, or rounding would look like chaos."""
-_WORD = 0.1
-"""Share of the width that the word "chaotic" takes: shorter stretches are only coloured."""
 
 
-def spectrum_over_training(history: Iterable[Measurement]) -> Figure:
+def spectrum_over_training(history: Iterable[Measurement], said: Verdict | None = None) -> Figure:
     """Draw how a spectrum moved while a network was trained.
 
-    On top the largest exponent with its error, the 95 % bar, as a band, hollow where it has not settled, and where it
-    had settled above zero beyond its error: chaos. Below, the whole spectrum: one column for each measurement, the
+    On top the largest exponent with its error, the 95 % bar, as a band, hollow where it has not settled, and along the
+    edge what the verdict was at each measurement. Below, the whole spectrum: one column for each measurement, the
     largest exponent at the top, black line where exponents change sign; grey is unknown. What other data drove than the
     newest stands apart: a hollow square, and a hatched column. The picture has a background of its own and can be read
     on light and dark pages.
 
     Args:
         history: Measurements of a run, oldest first: :attr:`LyapunovSpectrumCallback.history`.
+        said: The verdict on it, if it is known already.
 
     Returns:
         A figure on a canvas without display: ``figure.savefig(path)`` writes it.
@@ -59,11 +61,12 @@ def spectrum_over_training(history: Iterable[Measurement]) -> Figure:
     edges = edges_of(updates)
     unsettled = np.array([m.settled is not None and not has_settled(m) for m in measurements])
 
-    figure = new_figure("Lyapunov spectrum during training", height=5.0)
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 3])
+    said = said or verdict_of(measurements)
+    figure = new_figure("Lyapunov spectrum in training", said, height=4.4)
+    above, below = panels(figure, [2, 3], right=0.95)
     exponents, errors = np.array([largest(m) for m in measurements]).T
     _draw_largest(above, updates, exponents, errors, unsettled, measurements)
-    _mark_chaos(above, edges, [is_chaotic(m) for m in measurements])
+    draw_verdicts(above, edges, measurements, said)
     _draw_spectra(below, edges, _stacked([m.exponents.numpy() for m in measurements]))
     for column in driven_otherwise(measurements).nonzero()[0]:
         below.axvspan(*edges[column : column + 2], facecolor="none", edgecolor="0.35", hatch="///", linewidth=0)
@@ -92,20 +95,9 @@ def _draw_largest(
         hollow: dict[str, Any] = {"markerfacecolor": "white", "markersize": 5, "clip_on": False, "zorder": 4}
         axes.plot(updates[unsettled], curve[unsettled], "o", color=FADES, label="not settled", **hollow)
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(loc="lower right", frameon=False, fontsize="small")
-    axes.margins(y=0.25)
-    axes.set_ylabel("largest exponent\n(nats per step)")
-
-
-def _mark_chaos(axes: Any, edges: np.ndarray, where: list[bool]) -> None:
-    for chaotic, run in groupby(range(len(where)), key=where.__getitem__):
-        if chaotic:
-            first, *_, last = [*run] * 2
-            left, right = edges[first], edges[last + 1]
-            axes.axvspan(left, right, color=GROWS, alpha=0.12, linewidth=0)
-            if right - left >= _WORD * (edges[-1] - edges[0]):
-                place, top = (left + right) / 2, axes.get_xaxis_transform()
-                axes.text(place, 0.95, "chaotic", color=GROWS, ha="center", va="top", transform=top)
+        axes.legend(loc="lower right", frameon=False, fontsize=SMALL)
+    axes.margins(y=0.3)
+    axes.set_ylabel("largest exponent\n(nats per step)", fontsize=SMALL)
 
 
 def _draw_spectra(axes: Any, edges: np.ndarray, spectra: np.ndarray) -> None:
@@ -119,7 +111,9 @@ def _draw_spectra(axes: Any, edges: np.ndarray, spectra: np.ndarray) -> None:
         edges, indices, shown, cmap=COLOURS, norm=TwoSlopeNorm(0.0, lowest, highest), rasterized=True
     )
     ticks = [lowest, lowest / 2, 0.0, highest / 2, highest]  # matplotlib itself would crowd the steeper side of zero
-    axes.figure.colorbar(mesh, ax=axes, extend="both", label="nats per step", pad=0.02, ticks=ticks, format="{x:.2g}")
+    place = axes.get_position()
+    beside = axes.figure.add_axes((place.x1 + 0.02, place.y0, 0.025, place.height))
+    axes.figure.colorbar(mesh, cax=beside, extend="both", label="nats per step", ticks=ticks, format="{x:.2g}")
     positive = (spectra > 0).sum(0)
     if positive.any():
         axes.stairs(positive + 0.5, edges, baseline=None, color="black", linewidth=1.2)

@@ -74,7 +74,7 @@ class ClosedLoop:
         except Exception as error:  # the loop is the user's: anything may come out of it
             self._tell(
                 f"closed_loop could not be measured, the rest is logged without it: {type(error).__name__}: {error}",
-                warn=True,
+                warn="no-closed-loop",
                 subject="closed loop",
             )
             return None

@@ -18,11 +18,12 @@ from lightning_lyapunov.monitoring.loggers.charts import charts_of_depth
 from lightning_lyapunov.monitoring.loggers.panels import Panels
 from lightning_lyapunov.monitoring.session import Session
 from lightning_lyapunov.monitoring.watch import Source
-from lightning_lyapunov.names_depth import MEASURED
+from lightning_lyapunov.names_depth import DEPTH, MEASURED
 from lightning_lyapunov.reading.depth_history import FLOOR, DepthMeasurement, depth_features
-from lightning_lyapunov.reading.depth_rules import news
+from lightning_lyapunov.reading.depth_rules import news, verdict
 from lightning_lyapunov.reading.history import History
 from lightning_lyapunov.reading.rules import Finding
+from lightning_lyapunov.reading.verdict import Verdict
 
 MOST = 1e6
 """Nats. A growth beyond is logged as this, since a monitor stops on infinity."""
@@ -94,7 +95,10 @@ class DepthSession(Session):
 
     def _panels(self) -> Panels:
         wanted, refused = self.options.figures, self.warn_of_logger
-        return Panels(wanted, refused, charts=charts_of_depth, columns=MEASURED, beside=())
+        return Panels(wanted, refused, charts=charts_of_depth, table=DEPTH, columns=MEASURED, beside=())
+
+    def _verdict(self) -> Verdict | None:
+        return verdict(self.history)
 
     def _news(self) -> Sequence[Finding]:
         return news(self.history)

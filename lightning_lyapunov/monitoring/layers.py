@@ -82,7 +82,7 @@ class Layers:
     ) -> None:
         found, unsupported = find(model, names)
         if unsupported:
-            tell(f"found but not measured: {'; '.join(unsupported)}.", warn=True)
+            tell(f"found but not measured: {'; '.join(unsupported)}.", warn="layer-left-out")
         self._tell = tell
         self._is_chosen = names is not None
         self._probes: dict[str, dict[Source, Probe]] = {
@@ -298,11 +298,11 @@ class Layers:
             raise ValueError(f"{', '.join(self._probes)}: no inputs reached a layer in the forward pass ({UNSEEN}).")
         for name in self._probes:
             if name not in reached:
-                self._tell(f"{name} is not measured: no inputs reached it in the forward pass.", warn=True)
+                self._tell(f"{name} is not measured: no inputs reached it in the forward pass.", warn="layer-left-out")
         if refused and not set(reached) - set(refused):
             raise ValueError("; ".join(f"{name}: {text}" for name, text in refused.items()))
         for name, text in refused.items():
-            self._tell(f"{name} is not measured: {text}", warn=True, subject=f"{name} refused")
+            self._tell(f"{name} is not measured: {text}", warn="layer-left-out", subject=f"{name} refused")
         return [name for name in reached if name not in refused]
 
     def _tell_of_weights(self, names: Sequence[str], preferred: Source) -> None:
@@ -313,7 +313,7 @@ class Layers:
                     f"{name}: another module writes its weights, and they were last seen as they are in training: if "
                     "something is drawn at random for them there, as where weights are dropped out, the spectrum is of "
                     "that draw. Where validation drives the measurements it is of the weights in eval mode.",
-                    warn=True,
+                    warn="weights-of-training",
                     subject=f"weights of {name}",
                 )
 

@@ -16,9 +16,11 @@ from lightning_lyapunov.monitoring.notices import Notices
 from lightning_lyapunov.monitoring.options import CommonOptions
 from lightning_lyapunov.monitoring.ranks import current_ranks
 from lightning_lyapunov.monitoring.session import Session
+from lightning_lyapunov.monitoring.showing import course_of, defaults_of, described
 from lightning_lyapunov.monitoring.watch import Source
-from lightning_lyapunov.monitoring.writers import Target, write_figures, writers_of
+from lightning_lyapunov.monitoring.writers import Target, writers_of
 from lightning_lyapunov.reading.history import History
+from lightning_lyapunov.reading.verdict import Verdict
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -68,7 +70,7 @@ class LoopMonitor:
         self._is_used = False  # whether what was recorded has been measured
         self._tried_at: int | None = None  # update of the last measurement
         if self._ranks.is_first:
-            self._session.begin_logging(self._writers)
+            self._session.begin_logging(self._writers, self._settings)
         self._clock.start()
 
     @classmethod
@@ -83,6 +85,11 @@ class LoopMonitor:
             raise TypeError(
                 f"{cls.__name__} has no option {', '.join(unknown)}; its options are {', '.join(known)}. {cls._when}"
             )
+
+    def __repr__(self) -> str:
+        options, of = self._options, type(self._options)
+        course = course_of(self.history, lambda: self.verdict)
+        return described(type(self).__name__, defaults_of(of), lambda name: getattr(options, name), course)
 
     def __enter__(self) -> Self:
         return self
@@ -147,7 +154,7 @@ class LoopMonitor:
         if figures is None:
             return None
         if self._ranks.is_first:
-            self._write(figures, step, epoch)
+            self._session.write(self._writers, figures, step, epoch=epoch)
             self._session.tell_news()
             self._session.draw(self._writers, step)
         return self._session.spectrum
@@ -161,19 +168,23 @@ class LoopMonitor:
             self._notices.tell(
                 f"nothing is measured, as {why}. Run the model within `with monitor.record():` before "
                 "monitor.measure(step).",
-                warn=True,
+                warn="not-measured",
                 subject=why,
             )
         return source
 
-    def _write(self, figures: dict[str, float], step: int, epoch: int | None) -> None:
-        session = self._session
-        with self._budget.spending("logging"):
-            write_figures(
-                self._writers, figures, step, self._options, session.histogram, session.warn_of_logger, epoch=epoch
-            )
-
     # ---------------------------------------------------------------- in the end
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """What it was told, by name."""
+        hidden = {*self._elsewhere} - {"module"}
+        return {name: getattr(self._options, name) for name in self._options.names() if name not in hidden}
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What to make of the run so far, in a word and a sentence; None if that is not known."""
+        return None
 
     def report(self, directory: str | Path) -> Path | None:
         """Write the page about the run so far, with pictures and what they mean in words.
@@ -187,9 +198,7 @@ class LoopMonitor:
         """
         if not self._ranks.is_first:
             return None
-        hidden = {*self._elsewhere} - {"module"}
-        told = {name: getattr(self._options, name) for name in self._options.names() if name not in hidden}
-        return self._session.write_report(str(directory), told)
+        return self._session.write_report(str(directory), self._settings, self._writers)
 
     def close(self) -> None:
         """Draw the whole run once more, and take the hooks off the model; a second time does nothing."""
@@ -197,6 +206,7 @@ class LoopMonitor:
             return
         if self._ranks.is_first and len(self.history):
             self._session.end_logging(self._writers, self.history[-1].step)
+            self._notices.conclude(self.verdict)
         self._clock.stop()
         self._session.close()
 
@@ -209,7 +219,7 @@ class LoopMonitor:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`, or from as much of it as another version wrote."""
         if amiss := restore(state_dict, self.history, self._clock, self._budget):
-            self._notices.tell(amiss, warn=True, subject="state")
+            self._notices.tell(amiss, warn="another-version", subject="state")
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -31,7 +31,7 @@ from lightning_lyapunov.reading.extent import extent
 from lightning_lyapunov.reading.features import spectrum_features
 from lightning_lyapunov.reading.history import History, Measurement
 from lightning_lyapunov.reading.rules import Finding, news
-from lightning_lyapunov.reading.verdict import verdict
+from lightning_lyapunov.reading.verdict import Verdict, verdict
 
 FLOOR = DEAD
 """Nats per step. Exponents below, dead directions among them, are logged as this, since a monitor stops on infinity."""
@@ -191,8 +191,6 @@ class LyapunovSession(Session):
         if at.step == 0:
             measurement = replace(measurement, softening=self._softening(measurement))
         self.history.append(measurement)
-        if (said := verdict(self.history)) is not None:
-            figures["verdict"] = measurement.metrics["verdict"] = float(said.number)
 
     def _fewer(self, plan: Plan, whole: Plan, steps: int) -> str:
         """How much less was measured than seen, and why; said once."""
@@ -227,6 +225,19 @@ class LyapunovSession(Session):
 
     def _panels(self) -> Panels:
         return Panels(self.options.figures, self.warn_of_logger)
+
+    def _verdict(self) -> Verdict | None:
+        return verdict(self.history)
+
+    def _is_measured(self, name: str) -> bool:
+        options = self.options
+        needs = {
+            "closed_loop_": options.closed_loop,
+            "distance": options.reference,
+            "aelle/": options.scorer,
+            "gradient_": options.growth != 0 or None,
+        }
+        return all(needed is not None for start, needed in needs.items() if name.startswith(start))
 
     def _news(self) -> Sequence[Finding]:
         return news(self.history)

@@ -135,7 +135,7 @@ class LyapunovMonitor(LoopMonitor):
             self._notices.tell(
                 f"the scorer is not told the performance of {performance:g}: it reads a skill from 0 to 1, so "
                 "performance_range=(worst, best), the metric by chance and at best, must be given too.",
-                warn=True,
+                warn="scorer-not-told",
                 subject="performance",
             )
             return None

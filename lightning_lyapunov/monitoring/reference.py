@@ -43,7 +43,9 @@ class Reference:
             self._by_step = _by_step(self._given, self._prefix)
         except Exception as error:
             self._tell(
-                f"reference could not be read, {self._key} is not logged: {error}", warn=True, subject="reference"
+                f"reference could not be read, {self._key} is not logged: {error}",
+                warn="no-reference",
+                subject="reference",
             )
 
     @property

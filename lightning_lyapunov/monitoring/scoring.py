@@ -113,7 +113,7 @@ class Scoring:
                 f"familiarity is {said.familiarity:.2f}: the spectrum, the size or the kind of cell is unlike the "
                 f"networks that the scorer was fitted on, so what {key_of('aelle/', self._prefix)} says is little more "
                 "than a guess.",
-                warn=True,
+                warn="unfamiliar",
                 subject="familiarity",
             )
         return {f"aelle/{name}": float(value) for name, value in values.items() if math.isfinite(value)}
@@ -122,6 +122,6 @@ class Scoring:
         self._tell(
             f"the scorer {what}, the spectrum is logged without scores: {type(error).__name__}: {error} (EarlyStopping "
             "that monitors them needs strict=False to go on.)",
-            warn=True,
+            warn="no-scores",
             subject="scorer",
         )

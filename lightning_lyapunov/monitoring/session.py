@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,16 +15,18 @@ from torch import Tensor, nn
 
 from lightning_lyapunov.monitoring.budget import FEWEST, Budget, Plan
 from lightning_lyapunov.monitoring.clock import Clock
+from lightning_lyapunov.monitoring.loggers.labels import Labels
 from lightning_lyapunov.monitoring.loggers.panels import Panels
-from lightning_lyapunov.monitoring.notices import Notices
+from lightning_lyapunov.monitoring.notices import Notices, say
 from lightning_lyapunov.monitoring.options import CommonOptions
 from lightning_lyapunov.monitoring.ranks import Ranks
 from lightning_lyapunov.monitoring.watch import Source, Watch
+from lightning_lyapunov.monitoring.writers import write_figures
+from lightning_lyapunov.names import selected
 from lightning_lyapunov.reading.history import History
 from lightning_lyapunov.reading.kept import Kept
 from lightning_lyapunov.reading.rules import Finding
-
-_log = logging.getLogger(__name__)
+from lightning_lyapunov.reading.verdict import WORDS, Verdict
 
 
 @dataclass(frozen=True)
@@ -95,19 +98,60 @@ class Session(ABC):
         self._recording_counted = 0.0
         with budget.spending("recording"):
             self.watch = self._watching(model)
-        self.panels = self._panels()
+        self.panels, self._labels = self._panels(), Labels(options.prefix, self.warn_of_logger)
+        self._said: Verdict | None = None  # of the last measurement
+        self._known = {name: None for measurement in history for name in measurement.metrics}  # at any time so far
 
-    def begin_logging(self, loggers: Sequence[Any]) -> None:
-        """Tell the loggers how to group what is to come, and keep room for the pictures of the end."""
+    def begin_logging(self, loggers: Sequence[Any], settings: Mapping[str, Any]) -> None:
+        """Tell the loggers how to group what is to come, and keep room for the pictures of the end.
+
+        Args:
+            loggers: What is written to.
+            settings: What is measured with, by name.
+        """
         with self.budget.spending("logging"):
             self.panels.begin(loggers, self.options.prefix, self.options.logged)
+            self._labels.begin(settings, alerted=WORDS.index("act") in self.history.values("verdict"))
         self.budget.ahead = self.panels.seconds if self.panels.are_for(loggers) else 0.0
 
+    def write(
+        self, loggers: Sequence[Any], figures: Mapping[str, float], step: int, *, epoch: int | None = None
+    ) -> None:
+        """Write a measurement to the loggers, and on rank zero what to make of it.
+
+        Args:
+            loggers: What is written to.
+            figures: What :meth:`measure` returned.
+            step: Place on the loggers' axis.
+            epoch: Written beside the figures, if given.
+        """
+        self._known |= dict.fromkeys(figures)
+        with self.budget.spending("logging"):
+            row, drawn = self._row(figures), self.histogram if self.options.with_histogram else None
+            write_figures(
+                loggers, row, step, self.options.prefix, drawn, self.warn_of_logger, known=self._known, epoch=epoch
+            )
+            if self._ranks.is_first:
+                self._labels.write(loggers, self._said, step)
+
+    def _row(self, figures: Mapping[str, float]) -> dict[str, float]:
+        """What was asked for, by name: the same names for every measurement of a run, NaN where it is not known now.
+
+        What is known changes within a run: where the budget measures fewer exponents than before, some of what they
+        tell is not known any more. To leave it out would let every tracker show that of an earlier measurement beside
+        the rest of this one, as if it were the last. Monitors are not told it: they end a run on NaN.
+        """
+        logged, table = self.options.logged, self.options.table
+        ours = [name for name in logged if name != table.of_a_part and self._is_measured(name)]
+        every = dict.fromkeys((*ours, *self._known), math.nan)
+        return selected(every | dict(figures), logged, table)
+
     def end_logging(self, loggers: Sequence[Any], step: int) -> None:
-        """Draw the whole run once more, and write the table of all measurements."""
+        """Draw the whole run once more, write the table of all measurements, and the verdict."""
         self.draw(loggers, step, last=True)
         with self.budget.spending("logging"):
             self.panels.close(loggers, self.history, step)
+            self._labels.write(loggers, self._said, step, last=True)
 
     def close(self) -> None:
         """Take the hooks off the network; a second time does nothing."""
@@ -148,13 +192,21 @@ class Session(ABC):
 
     @abstractmethod
     def _keep(self, figures: dict[str, float], plan: Plan, whole: Plan) -> None:
-        """Add the last measurement to the history; figures that follow from that are added to the others.
+        """Add the last measurement to the history.
 
         Args:
             figures: By name.
             plan: How much was measured.
             whole: How much there was to measure.
         """
+
+    def _verdict(self) -> Verdict | None:
+        """What to make of the run; None before the first measurement, or where nobody judges it."""
+        return None
+
+    def _is_measured(self, name: str) -> bool:
+        """Whether a figure is measured, as the options are."""
+        return True
 
     @abstractmethod
     def _news(self) -> Sequence[Finding]:
@@ -239,12 +291,16 @@ class Session(ABC):
             return None
         if plan is None:
             self.was_skipped = True
+            self.history.missed = self._moment.step, f"max_overhead={self.budget.share} left no room for it"
             return None
         figures = None
         if self._ranks.is_first:
             try:
                 figures = self._figures() | self._costs()
                 self._keep(figures, plan, whole)
+                self._said = self._verdict()
+                if self._said is not None:
+                    figures["verdict"] = self.history[-1].metrics["verdict"] = float(self._said.number)
             except Exception as error:
                 self._warn(error)
                 figures = None
@@ -321,9 +377,11 @@ class Session(ABC):
         try:
             for finding in self._news():
                 level = logging.INFO if finding.level == "note" else logging.WARNING
-                _log.log(level, "%d updates: %s", self.history[-1].step, finding.text)
+                say(f"{self.history[-1].step} updates: {finding.text}", level)
         except Exception as error:
-            self._notices.tell(f"what the measurement means could not be told: {error}", warn=True, subject="news")
+            self._notices.tell(
+                f"what the measurement means could not be told: {error}", warn="no-pictures-or-page", subject="news"
+            )
 
     def draw(self, loggers: Sequence[Any], step: int, *, last: bool = False) -> None:
         """Draw pictures if it is time, and if the budget leaves room for them; at the end in any case."""
@@ -341,10 +399,22 @@ class Session(ABC):
                 self.panels.draw(loggers, self.history, step, self._drawn)
         except Exception as error:
             self.panels.stop()
-            self._notices.tell(f"no pictures are drawn: {error}", warn=not isinstance(error, ImportError))
+            self._notices.tell(
+                f"no pictures are drawn: {error}",
+                warn="" if isinstance(error, ImportError) else "no-pictures-or-page",
+            )
 
-    def write_report(self, directory: str, settings: Mapping[str, Any]) -> Path | None:
-        """Write the page about the fit, as far as it came: where it lies; None if there is nothing to write."""
+    def write_report(self, directory: str, settings: Mapping[str, Any], loggers: Sequence[Any] = ()) -> Path | None:
+        """Write the page about the fit, as far as it came, and give it to the loggers that keep files.
+
+        Args:
+            directory: Where it goes.
+            settings: What was measured with, by name.
+            loggers: Who gets a copy.
+
+        Returns:
+            Where it lies; None if there is nothing to write.
+        """
         if not len(self.history):
             return None
         try:
@@ -352,8 +422,11 @@ class Session(ABC):
                 write = self._report()
             with self.budget.spending("report"):
                 written = write(Path(directory) / f"{self.options.prefix}.html", settings)
+                self._labels.keep(loggers, written)
         except Exception as error:
-            self._notices.tell(f"the report could not be written: {error}", warn=True, subject="report")
+            self._notices.tell(
+                f"the report could not be written: {error}", warn="no-pictures-or-page", subject="report"
+            )
             return None
         self._notices.tell(f"wrote {written}", subject=f"report {written}")
         return written
@@ -361,9 +434,10 @@ class Session(ABC):
     def warn_of_logger(self, logger: Any, error: Exception) -> None:
         """Say once that a logger refused something."""
         text = f"{type(logger).__name__} refused the measurement ({type(error).__name__}: {error})."
-        self._notices.tell(text, warn=True, subject=type(logger).__name__)
+        self._notices.tell(text, warn="logger-refused", subject=type(logger).__name__)
 
     def _warn(self, error: Exception) -> None:
+        self.history.missed = self._moment.step, f"it could not be measured: {error}"
         self.warn_of_failure(self._notices, error, self._advice)
 
     @classmethod
@@ -371,6 +445,6 @@ class Session(ABC):
         """Say once that nothing is measured, and what to do about it."""
         notices.tell(
             f"{cls.measures} could not be measured, training goes on without it: {error}{advice}",
-            warn=True,
+            warn="not-measured",
             subject="failure",
         )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from types import ModuleType
 from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from lightning_lyapunov.monitoring.loggers.trackers import STEP, log_measurement
-from lightning_lyapunov.monitoring.options import CommonOptions
-from lightning_lyapunov.names import key_of, selected
+from lightning_lyapunov.monitoring.loggers.trackers import STEP, attempt, keeps_rows, log_measurement
+from lightning_lyapunov.names import key_of
 
 Target: TypeAlias = Any
 """A ``SummaryWriter``, a run of Weights & Biases, a function ``(figures, step)``, or a logger of Lightning's."""
@@ -20,34 +19,38 @@ def write_figures(
     loggers: Sequence[Any],
     figures: Mapping[str, float],
     step: int,
-    options: CommonOptions,
+    prefix: str,
     exponents: Tensor | None,
     refused: Callable[[Any, Exception], None],
     *,
+    known: Container[str] | None = None,
     epoch: int | None = None,
 ) -> None:
-    """Write one measurement to each logger: the figures that were asked for, and the spectrum as a histogram.
+    """Write one measurement to each logger: the figures, and the spectrum as a histogram.
+
+    What keeps rows gets all columns from the first row on. What draws charts gets nothing of a figure before it is
+    first known, since there is nothing old that could be taken for it, and a chart without a point is none.
 
     Args:
         loggers: Lightning's, or what :func:`writers_of` made.
-        figures: All there are, by name.
+        figures: What was asked for, by name; NaN where it is not known.
         step: Place on the loggers' axis.
-        options: What was asked for.
-        exponents: (K,) nats, for a histogram; None: there are none.
+        prefix: That of the keys.
+        exponents: (K,) nats, for a histogram; None for none.
         refused: Told of a logger that refused something: the logger and its error.
+        known: Names of what is known of any measurement so far; all of them if None.
         epoch: Written beside the figures, if given.
     """
-    prefix = options.prefix
-    chosen = selected(figures, options.logged, options.table)
-    row: dict[str, float] = {key_of(name, prefix): value for name, value in chosen.items()}
-    if epoch is not None:
-        row["epoch"] = epoch
-    drawn = exponents if options.with_histogram else None
-    for logger in loggers:
-        try:
-            log_measurement(logger, row, step, name=f"{prefix}/spectrum", exponents=drawn)
-        except Exception as error:  # a tracker that is down is no reason to end a run
-            refused(logger, error)
+    row = {key_of(name, prefix): value for name, value in figures.items()}
+    charted = {key_of(name, prefix): value for name, value in figures.items() if known is None or name in known}
+    beside = {} if epoch is None else {"epoch": epoch}
+    tag = f"{prefix}/spectrum"
+
+    def write(logger: Any) -> None:
+        told = row if keeps_rows(logger) else charted
+        log_measurement(logger, told | beside, step, name=tag, exponents=exponents)
+
+    attempt(loggers, refused, write)
 
 
 def writers_of(to: Target | Sequence[Target] | None) -> list[Any]:
@@ -78,7 +81,9 @@ def _writer_of(target: Target) -> Any:
 
 
 class _Function:
-    """A function ``(figures, step)`` that is called with each measurement."""
+    """A function ``(figures, step)`` that is called with each measurement, with the same keys each time."""
+
+    kinds = frozenset({"Function"})
 
     def __init__(self, function: Callable[[dict[str, float], int | None], Any]) -> None:
         self._function = function

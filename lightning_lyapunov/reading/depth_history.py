@@ -113,6 +113,15 @@ class DepthMeasurement(Kept):
             masked=masked,
         )
 
+    def __repr__(self) -> str:
+        from lightning_lyapunov.reading.words import plus_minus  # which reads measurements
+
+        total, gain = plus_minus(*self.total), plus_minus(*self.gain)
+        return (
+            f"DepthMeasurement(update {self.step:,}, epoch {self.epoch}: largest growth {total} nats over {self.depth} "
+            f"blocks, gain {gain})"
+        )
+
     @property
     def depth(self) -> int:
         """D, the number of blocks."""

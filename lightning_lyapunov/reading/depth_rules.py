@@ -26,11 +26,11 @@ from lightning_lyapunov.reading.depth_conditions import (
     unchanging,
 )
 from lightning_lyapunov.reading.depth_history import DepthMeasurement
-from lightning_lyapunov.reading.depth_words import across, block_words, chain_words, exponential, moment, share
+from lightning_lyapunov.reading.depth_words import across, block_words, chain_words, exponential, share
 from lightning_lyapunov.reading.rules import QUIET, Finding
 from lightning_lyapunov.reading.state import Level
-from lightning_lyapunov.reading.verdict import Verdict
-from lightning_lyapunov.reading.words import capital, factor
+from lightning_lyapunov.reading.verdict import Verdict, Word, train_on
+from lightning_lyapunov.reading.words import capital, factor, when
 
 Run = Sequence[DepthMeasurement]
 
@@ -85,11 +85,13 @@ def verdict(history: Iterable[DepthMeasurement]) -> Verdict | None:
         return None
     gravest = findings(run)[0]
     if gravest.is_concern:
-        return Verdict("act" if gravest.level == "act" else "watch", _first_sentence(gravest.text))
+        word: Word = "act" if gravest.level == "act" else "watch"
+        return Verdict(word, _first_sentence(gravest.text), gravest.advice, gravest.state)
     for note in findings(run):
         if note.state in _NOTEWORTHY:
-            return Verdict("healthy", f"No more than a note: {_first_sentence(note.text)}")
-    return Verdict("healthy", "Gradients pass, and no block stands out.")
+            text = f"No more than a note: {_first_sentence(note.text)}"
+            return Verdict("healthy", text, train_on(note.advice), note.state)
+    return Verdict("healthy", "Gradients pass, and no block stands out.", train_on())
 
 
 def _first_sentence(text: str) -> str:
@@ -113,8 +115,9 @@ def _gradient(run: Run) -> Iterator[Finding]:
     """What happens to a gradient across the chain, one state at a time: see :func:`~.state_of_depth`."""
     newest, state = run[-1], state_of_depth(run[-1])
     if state == "unknown":
-        text = f"What happens to a gradient across the blocks is not known ({moment(newest)})."
-        yield Finding(state, "warning", f"{text} Look for states or weights that overflow.", is_concern=True)
+        text = f"What happens to a gradient across the blocks is not known ({when(newest)})."
+        advice = "Look for states or weights that overflow."
+        yield Finding(state, "warning", f"{text} {advice}", is_concern=True, advice=advice)
     elif state == "no_gradient":
         yield _no_gradient(newest)
     elif state == "passes":
@@ -140,7 +143,7 @@ def _no_gradient(newest: DepthMeasurement) -> Finding:
         )
         subject = "the chain"
     advice = "Look for units that are always off or saturated, or for weights of zero; initialise them anew."
-    return Finding("no_gradient", "act", f"{text} {advice}", subject=subject, is_concern=True)
+    return Finding("no_gradient", "act", f"{text} {advice}", subject=subject, is_concern=True, advice=advice)
 
 
 def _too_much(run: Run, state: str) -> Finding:
@@ -159,7 +162,7 @@ def _too_much(run: Run, state: str) -> Finding:
     verb = {"vanishes": "vanish", "doubtful": "grow much", "explodes": "explode"}[state]
     told = f"Gradients {verb} across {_blocks(newest)}: {across(newest)}."
     text = f"{told}{_who_makes_it(newest)}{_before(run)}{evidence} {advice}"
-    return Finding(state, level, text, is_concern=not mild)
+    return Finding(state, level, text, is_concern=not mild, advice=advice)
 
 
 def _who_makes_it(newest: DepthMeasurement) -> str:
@@ -179,7 +182,7 @@ def _before(run: Run) -> str:
     (first, its), (value, error) = run[0].total, run[-1].total
     if len(run) < 2 or not (abs(value - first) > max(1.0, its + error)) or not math.isfinite(first):
         return ""
-    return f" {capital(moment(run[0]))} it was {exponential(first)} at most."
+    return f" {capital(when(run[0]))} it was {exponential(first)} at most."
 
 
 def _branches(run: Run) -> Iterator[Finding]:
@@ -193,22 +196,18 @@ def _branches(run: Run) -> Iterator[Finding]:
     if dead:
         where, several = block_words(newest, dead), len(dead) > 1
         passes, branch = ("pass", "their branches are") if several else ("passes", "its branch is")
-        text = (
-            f"{capital(where)} {passes} everything on unchanged: {branch} dead.{_beside(newest, dead)} Look for output "
-            "weights or gates at zero and for units that are always off; initialise anew."
-        )
-        yield Finding("dead_branch", "warning", text, subject=where, is_concern=True)
+        text = f"{capital(where)} {passes} everything on unchanged: {branch} dead.{_beside(newest, dead)}"
+        advice = "Look for output weights or gates at zero and for units that are always off; initialise anew."
+        yield Finding("dead_branch", "warning", f"{text} {advice}", subject=where, is_concern=True, advice=advice)
 
 
 def _all_unchanged(newest: DepthMeasurement) -> Finding:
     count = len(unchanging(newest))
     every = f"{count} blocks" if count == newest.depth else f"{count} blocks that could change something"
     if newest.step > 0:
-        text = (
-            f"All {every} still pass everything on unchanged ({moment(newest)}). No branch has begun to do anything: "
-            "look for gates or output weights that stay at zero."
-        )
-        return Finding("all_unchanged", "warning", text, is_concern=True)
+        text = f"All {every} still pass everything on unchanged ({when(newest)})."
+        advice = "No branch has begun to do anything: look for gates or output weights that stay at zero."
+        return Finding("all_unchanged", "warning", f"{text} {advice}", is_concern=True, advice=advice)
     text = (
         f"All {every} pass everything on unchanged. That is as it should be before the first update where branches "
         "begin at zero (ReZero, output weights of zero): look again after some."
@@ -242,10 +241,13 @@ def _idle(run: Run) -> Iterator[Finding]:
         text = (
             f"Late blocks are idle: {block_words(newest, late)} change what passes them by "
             f"{share(max(changes[block] for block in late))} or less, the first {len(every) // 3} typically by "
-            f"{share(first)}. Fewer blocks may do as well; if these should work, normalise the state, or scale the "
-            "branches so that it does not grow with depth."
+            f"{share(first)}."
         )
-        yield Finding("idle_late", "warning", text, is_concern=True)
+        advice = (
+            "Fewer blocks may do as well; if these should work, normalise the state, or scale the branches so that it "
+            "does not grow with depth."
+        )
+        yield Finding("idle_late", "warning", f"{text} {advice}", is_concern=True, advice=advice)
 
 
 def _odd(run: Run) -> Iterator[Finding]:
@@ -263,12 +265,12 @@ def _odd(run: Run) -> Iterator[Finding]:
     )
     if others := sorted(other for other, _ in found[1:]):
         text += f" So {'do' if len(others) > 1 else 'does'} {block_words(newest, others)}."
-    text += (
-        " Before training blocks are alike: look at how this one was initialised, or what it is given."
-        if at_first
-        else " Training makes blocks differ, so that need be no fault."
-    )
-    yield Finding("odd_block", "warning" if at_first else "note", text, subject=where, is_concern=at_first)
+    if not at_first:
+        text = f"{text} Training makes blocks differ, so that need be no fault."
+        yield Finding("odd_block", "note", text, subject=where)
+        return
+    advice = "Before training blocks are alike: look at how this one was initialised, or what it is given."
+    yield Finding("odd_block", "warning", f"{text} {advice}", subject=where, is_concern=True, advice=advice)
 
 
 def _evidence(run: Run) -> Iterator[Finding]:

@@ -87,11 +87,6 @@ def exponential(nats: float, error: float = math.nan) -> str:
     return f"e^{nats:.{digits}f}{known}"
 
 
-def moment(measurement: DepthMeasurement) -> str:
-    """When it was made."""
-    return "before the first update" if measurement.step == 0 else f"epoch {measurement.epoch}"
-
-
 def chain_words(measurement: DepthMeasurement) -> str:
     """The chain by its ends and classes: ``12 blocks, layers.0 to layers.11 (Block)``."""
     names, depth = measurement.names, measurement.depth

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, cast
+from io import StringIO
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, cast, overload
 
 import torch
 from torch import Tensor
 
-from lightning_lyapunov.engine.spectrum import LyapunovSpectrum
+from lightning_lyapunov.engine.spectrum import LocalExponents, LyapunovSpectrum
 from lightning_lyapunov.names import current_name, name_of
 from lightning_lyapunov.reading.features import known_growth
 from lightning_lyapunov.reading.kept import Kept, read_state
@@ -24,6 +28,8 @@ LIMIT = 256
 """Measurements kept; when there are more, every second one is dropped, so that the whole run stays covered."""
 BYTES = 800_000
 """What those kept may take in a checkpoint; where they are large, of many exponents or layers, fewer are kept."""
+MOST_BLOCKS = 32
+"""Blocks of steps that growth along the sequence is kept in, at most."""
 FEWEST = 8
 """Sequences from which eight in ten of them are told: of fewer, those would be all of them."""
 
@@ -101,9 +107,16 @@ class Measurement(Kept):
     softening: dict[str, float] = field(default_factory=dict)
     """Before the first update, of each layer that can be conditioned, by its name in the model: the factor on its
     recurrent weights that takes its largest exponent below 0; 1 where nothing grows."""
+    along: Tensor | None = None
+    """(4, S + 1) growth of a push along the sequence, in S blocks of steps, 32 at most: the step before which each
+    begins and ends, the mean over sequences and the standard deviation between them, nats per step. The last column is
+    of all blocks together. See :attr:`~lightning_lyapunov.engine.spectrum.LocalExponents.pushes`."""
+    along_of: str = ""
+    """The layer whose growth that is: of several the one with the largest exponent, which keeps a push longest."""
 
     NEWER: ClassVar[tuple[str, ...]] = (
         *("source", "sequences", "steps", "counted", "seen", "fewer", "softening", "skill", "cell", "speaks"),
+        *("along", "along_of"),
     )
 
     def __post_init__(self) -> None:
@@ -163,6 +176,9 @@ class Measurement(Kept):
             }
             if len(gains) >= FEWEST:
                 known |= {"gain_low": gains[tenth], "gain_high": gains[-1 - tenth]}
+        along_of, local = _telling(spectrum)
+        if local is not None:
+            known |= {"along": local.brief(MOST_BLOCKS), "along_of": along_of}
         return cls(
             step,
             epoch,
@@ -185,6 +201,14 @@ class Measurement(Kept):
             reached=reached,
             **known,
         )
+
+    def __repr__(self) -> str:
+        from lightning_lyapunov.reading.words import factor, in_words, steps_of  # which reads measurements
+
+        marked = "" if self.settled is None or not len(self.settled) else ", settled" * bool(self.settled[0])
+        grows = "" if math.isnan(self.gain) else f", gradient {factor(self.gain)} over {steps_of(self)}"
+        when = f"update {self.step:,}, epoch {self.epoch}"
+        return f"Measurement({when}: largest exponent {in_words(self)}{marked}{grows})"
 
     def layer(self, name: str) -> Measurement:
         """What was measured of one layer, of which the largest exponent and ln σ are kept."""
@@ -217,6 +241,14 @@ class Measurement(Kept):
         return known | {"metrics": metrics, "layers": layers}
 
 
+def _telling(spectrum: LyapunovSpectrum) -> tuple[str, LocalExponents | None]:
+    """Growth along the sequence of the layer that is worth telling of, with its name; of a single one without."""
+    if not spectrum.parts:
+        return "", spectrum.local
+    name = max(spectrum.parts, key=lambda name: float(spectrum.parts[name].exponents[:1].nan_to_num(-math.inf).sum()))
+    return name, spectrum.parts[name].local
+
+
 def _layer(part: LyapunovSpectrum) -> list[float]:
     """What is kept of one layer: see :attr:`Measurement.layers`."""
     exponent = [float(part.exponents[0]), float(part.error[0]), float(part.settled[0])]
@@ -242,11 +274,15 @@ class History(Generic[M]):
     """Measurements of a run, of one kind, oldest first, thinned out evenly as they become many.
 
     A callback that is used for several fits keeps them apart: iteration, length and figures are of the last run alone,
-    those before it are :attr:`earlier`.
+    those before it are :attr:`earlier`. ``history[-1]`` is the newest measurement, ``history[2:]`` a history of some.
 
     Args:
         prefix: First part of the keys that their metrics are logged under: the callback's.
         kind: What each of them is; of recurrent layers if None.
+
+    Attributes:
+        missed: How many updates the run has come to since its newest measurement, and why nothing was measured since,
+            in a clause; None where that is not known, or nothing was missed.
     """
 
     def __init__(self, prefix: str = "lyapunov", kind: type[M] | None = None) -> None:
@@ -261,6 +297,7 @@ class History(Generic[M]):
         self._bytes = 0  # of those kept
         self._earlier: list[History[M]] = []
         self._runs_before = 0
+        self.missed: tuple[int, str] | None = None
 
     @property
     def earlier(self) -> tuple[History[M], ...]:
@@ -277,11 +314,11 @@ class History(Generic[M]):
         if not self._measurements:
             return
         run = History(self.prefix, self.kind)
-        for name in ("_measurements", "_stride", "_seen", "_bytes"):
+        for name in ("_measurements", "_stride", "_seen", "_bytes", "missed"):
             setattr(run, name, getattr(self, name))
         self._earlier.append(run)
         self._runs_before += 1
-        self._measurements, self._stride, self._seen, self._bytes = [], 1, 0, 0
+        self._measurements, self._stride, self._seen, self._bytes, self.missed = [], 1, 0, 0, None
 
     def append(self, measurement: M) -> None:
         """Add the newest measurement; the newest is always kept, and the first.
@@ -293,6 +330,7 @@ class History(Generic[M]):
             self._bytes -= self._measurements.pop().size  # the newest so far was between two that are kept
         self._add(measurement)
         self._seen += 1
+        self.missed = None
         self._make_room()
 
     def _add(self, measurement: M) -> None:
@@ -326,12 +364,87 @@ class History(Generic[M]):
     def __iter__(self) -> Iterator[M]:
         return iter(self._measurements)
 
-    def __getitem__(self, index: int) -> M:
-        return self._measurements[index]
+    @overload
+    def __getitem__(self, index: int) -> M: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> History[M]: ...
+
+    def __getitem__(self, index: int | slice) -> M | History[M]:
+        """One measurement; or some of them, as ``history[2:]``, as a history of its own without earlier runs."""
+        if not isinstance(index, slice):
+            return self._measurements[index]
+        some = History(self.prefix, self.kind)
+        some._measurements = self._measurements[index]
+        some._seen, some._bytes = len(some), sum(measurement.size for measurement in some)
+        return some
+
+    def __repr__(self) -> str:
+        count = f"{len(self)} measurement{'s' * (len(self) != 1)}"
+        before = f", {self._runs_before} earlier run{'s' * (self._runs_before != 1)}" if self._runs_before else ""
+        newest = f", newest {self[-1]!r}" if len(self) else ""
+        return f"History({self.prefix!r}, {count}{before}{newest})"
 
     def values(self, name: str) -> list[float]:
         """One figure, as ``max`` or ``aelle/performance``, at every measurement; NaN where it was not known."""
         return [measurement.metrics.get(name, math.nan) for measurement in self]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each measurement: ``step``, ``epoch``, ``source``, and every figure, NaN where it was not known."""
+        names = dict.fromkeys(name for measurement in self for name in measurement.metrics)
+        return [
+            {"step": m.step, "epoch": m.epoch, "source": getattr(m, "source", "")}
+            | {name: m.metrics.get(name, math.nan) for name in names}
+            for m in self
+        ]
+
+    def to_pandas(self) -> Any:
+        """The same as a ``pandas.DataFrame`` indexed by ``step``, so that ``frame["max"].plot()`` is over updates.
+
+        Raises:
+            ModuleNotFoundError: Without pandas; the message says how to install it.
+        """
+        try:
+            import pandas
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "history.to_pandas needs pandas: pip install pandas. history.to_csv and history.rows() do without.",
+                name=error.name,
+            ) from error
+        return pandas.DataFrame(self.rows(), columns=_columns(self.rows())).set_index("step")
+
+    def to_csv(self, path: str | PathLike[str] | None = None) -> str:
+        """The same as comma-separated values, with a line of names; a field is empty where a figure was not known.
+
+        Args:
+            path: File to write it to as well, UTF-8; its directory must exist.
+
+        Returns:
+            The text.
+        """
+        rows = self.rows()
+        text = StringIO()
+        writer = csv.DictWriter(text, _columns(rows), lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({n: "" if isinstance(v, float) and math.isnan(v) else v for n, v in row.items()})
+        if path is not None:
+            Path(path).write_text(text.getvalue(), encoding="utf-8", newline="")
+        return text.getvalue()
+
+    def plot(self) -> Any:
+        """The run in one picture: a ``matplotlib.figure.Figure``, which notebooks show by themselves.
+
+        Elsewhere ``history.plot().savefig("run.png")``. All pictures there are of a run:
+        :func:`lightning_lyapunov.figures.figures_of`.
+
+        Raises:
+            ModuleNotFoundError: Without Matplotlib; the message says how to install it.
+            ValueError: If nothing was measured.
+        """
+        from lightning_lyapunov.figures.alone import run_alone
+
+        return run_alone(self)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only, so that a checkpoint loads under ``weights_only=True``."""
@@ -340,6 +453,8 @@ class History(Generic[M]):
             "stride": self._stride,
             "measurements": [measurement.plain() for measurement in self],
         }
+        if self.missed is not None:
+            state["missed"] = list(self.missed)
         if self._runs_before:
             state |= {"earlier": [run.state_dict() for run in self._earlier], "runs_before": self._runs_before}
         return state
@@ -350,7 +465,7 @@ class History(Generic[M]):
         Returns:
             What was amiss, if anything, in words.
         """
-        known, amiss = read_state(state, _PARTS | _EARLIER, "history", optional=_EARLIER)
+        known, amiss = read_state(state, _PARTS | _OPTIONAL, "history", optional=_OPTIONAL)
         self._clear()
         for written in known.get("earlier", []):
             run = History(self.prefix, self.kind)
@@ -362,11 +477,18 @@ class History(Generic[M]):
             amiss += [trouble for trouble in troubles if trouble not in amiss]
             if kept is not None:
                 self._add(kept)
+        if [type(part) for part in known.get("missed", [])] == [int, str]:
+            self.missed = known["missed"][0], known["missed"][1]
         self._stride = max(1, known.get("stride", 1))
         self._seen = max(known.get("seen", 0), len(self))
         return amiss
 
 
+def _columns(rows: list[dict[str, Any]]) -> list[str]:
+    """Names of the columns, also where there is no row."""
+    return list(rows[0]) if rows else ["step", "epoch", "source"]
+
+
 _PARTS = {"seen": int, "stride": int, "measurements": list}
-_EARLIER = {"earlier": list, "runs_before": int}
-"""Of a history, these where there were runs before."""
+_OPTIONAL = {"earlier": list, "runs_before": int, "missed": list}
+"""Of a history, these where there were runs before, and where something was not measured."""

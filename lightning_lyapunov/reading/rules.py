@@ -88,6 +88,8 @@ class Finding:
     """Whether something may be wrong, whatever its level."""
     rate: Rate | None = None
     """Of a concern, how often it was right; None where the bank cannot tell."""
+    advice: str = ""
+    """What to do about it, a part of the text; empty where that is not told apart."""
 
 
 def findings(history: History) -> list[Finding]:
@@ -95,9 +97,12 @@ def findings(history: History) -> list[Finding]:
 
     Only measurements that the same data drove are compared, but for the story of growth that saturates.
     """
-    run = list(history)
-    if not run:
+    if not len(history):
         return [Finding("evidence", "note", "Nothing has been measured yet: there is no spectrum to read.")]
+    return _findings(list(history))
+
+
+def _findings(run: Sequence[Measurement]) -> list[Finding]:
     every = [_graded(finding, run[-1]) for finding in told(run)]
     return sorted(every, key=lambda finding: _LEVELS.index(finding.level))
 
@@ -118,20 +123,25 @@ def _graded(finding: Finding, newest: Measurement) -> Finding:
 
 
 def news(history: History) -> list[Finding]:
-    """Those concerns that began at the newest measurement, for the log, gravest first.
+    """Those concerns that began at the newest measurement, or call for action since then, for the log, gravest first.
 
-    These are: the network became chaotic, gradients explode, it lost its memory or collapsed, a layer explodes or died,
-    the scorer says that the run will fail. Each is told where it did not hold at any of the :data:`QUIET` measurements
-    before. Memory and layers are lost only if they were there before: an initial network without them is no news.
-    Measurements that other data drove are not looked at, so what the first of its kind finds is told again.
+    Those that begin are: the network became chaotic, gradients explode, it lost its memory or collapsed, a layer
+    explodes or died, the scorer says that the run will fail. Each is told where it did not hold at any of the
+    :data:`QUIET` measurements before. Memory and layers are lost only if they were there before: an initial network
+    without them is no news. It is once it calls for action. Measurements that other data drove are not looked at, so
+    what the first of its kind finds is told again.
     """
     run = list(history)
-    ends = [i + 1 for i, measurement in enumerate(run) if measurement.source == run[-1].source]
-    before = [_grave_states(run[:end]) for end in ends[-1 - QUIET : -1]]
+    ends = [i + 1 for i, measurement in enumerate(run) if measurement.source == run[-1].source][-1 - QUIET : -1]
+    before = [_grave_states(run[:end]) for end in ends]
     new = (_grave_states(run) if run else set()).difference(*before)
     if not before:
         new = {one for one in new if one[0] in _NEWS_AT_FIRST}
-    return [f for f in findings(history) if f.is_concern and (f.state, f.subject) in new]
+    concerns = [finding for finding in findings(history) if finding.is_concern]
+    if any(finding.level == "act" for finding in concerns):
+        called = {(f.state, f.subject) for end in ends for f in _findings(run[:end]) if f.level == "act"}
+        new |= {(f.state, f.subject) for f in concerns if f.level == "act"} - called
+    return [f for f in concerns if (f.state, f.subject) in new]
 
 
 def _grave_states(run: Sequence[Measurement]) -> set[tuple[str, str]]:
@@ -156,8 +166,8 @@ def _state(run: Sequence[Measurement]) -> Iterator[Finding]:
     """The state of the network, one at a time: see :func:`~.conditions.state_of`."""
     state = state_of(run)
     if state in STATES:
-        level, text = STATES[state](run if state == "saturated" else comparable(run))
-        yield Finding(state, level, text)
+        level, what, advice = STATES[state](run if state == "saturated" else comparable(run))
+        yield Finding(state, level, f"{what} {advice}".strip(), advice=advice)
 
 
 def _evidence(run: Sequence[Measurement]) -> Iterator[Finding]:
@@ -246,6 +256,7 @@ def _layers(run: Sequence[Measurement]) -> Iterator[Finding]:
                 "note" if state == "forgets" else "warning",
                 f"Layer {name} {state}: {what}, beside {others}. {advice}",
                 subject=name,
+                advice=advice,
             )
 
 
@@ -283,13 +294,14 @@ def _prediction(run: Sequence[Measurement]) -> Iterator[Finding]:
         )
         return
     if is_predicted_to_fail(newest):
+        advice = "Start again with another initialisation, gain or learning rate."
         yield Finding(
             "predicted_to_fail",
             "warning",
             f"The scorer expects that this network never learns its task: with a probability of "
             f"{percent(score(newest, 'failure_probability'))} (familiarity {familiarity:.2f}), "
-            f"{since(comparable(run), is_predicted_to_fail)}. Start again with another initialisation, gain or "
-            "learning rate.",
+            f"{since(comparable(run), is_predicted_to_fail)}. {advice}",
+            advice=advice,
         )
     if math.isnan(performance):
         return

@@ -38,11 +38,13 @@ from lightning_lyapunov.reading.words import (
 Level = Literal["good", "note", "warning", "act"]
 """How much something matters. What rules call a warning is a concern, whose level its rate decides on."""
 Run = Sequence[Measurement]
+Told = tuple[Level, str, str]
+"""How much it matters, what it is, and what to do about it; the last is empty where there is nothing to do."""
 TOO_MANY = 100.0
 """Times as many sequences as measured. Where more would be needed to tell an exponent from 0, it is 0 in practice."""
 
 
-def _saturated(run: Run) -> tuple[Level, str]:
+def _saturated(run: Run) -> Told:
     """Growth at first, death now, told as one story, the one in which measurements of two sources may meet."""
     first, run = run[0], comparable(run)
     growth = over_a_sequence(first, past=True)
@@ -52,19 +54,24 @@ def _saturated(run: Run) -> tuple[Level, str]:
     else:
         was = growth or exponent
     driven = "" if first.source == run[-1].source else f", driven by {first.source or 'other'} data,"
-    return "warning", (
+    what = (
         f"Before the first update{driven} {was}. Such growth drives units into saturation, where they no longer "
-        f"respond: every direction of the state is dead {since(run, is_dead)}. Saturated units learn no more, so begin "
-        "again: lower the recurrent gain or initialise orthogonally, lower the learning rate, and clip gradients."
+        f"respond: every direction of the state is dead {since(run, is_dead)}."
     )
+    advice = (
+        "Saturated units learn no more, so begin again: lower the recurrent gain or initialise orthogonally, lower the "
+        "learning rate, and clip gradients."
+    )
+    return "warning", what, advice
 
 
-def _collapsed(run: Run) -> tuple[Level, str]:
-    what = capital(what_is_left(run[-1]))
-    return "warning", (
-        f"{what}, {since(run, is_collapsed)}. The recurrence carries nothing. Look for units that are always off or "
-        "saturated; lower weight decay; raise the recurrent gain, or initialise it orthogonally."
+def _collapsed(run: Run) -> Told:
+    what = f"{capital(what_is_left(run[-1]))}, {since(run, is_collapsed)}. The recurrence carries nothing."
+    advice = (
+        "Look for units that are always off or saturated; lower weight decay; raise the recurrent gain, or initialise "
+        "it orthogonally."
     )
+    return "warning", what, advice
 
 
 def what_is_left(measurement: Measurement) -> str:
@@ -78,7 +85,7 @@ def what_is_left(measurement: Measurement) -> str:
     return f"over {steps_of(measurement)} at most {left} of a perturbation is left after each step"
 
 
-def _growing(run: Run) -> tuple[Level, str]:
+def _growing(run: Run) -> Told:
     """Chaotic, growing or growing mildly: a warning if by more than 2 nats over the sequence."""
     newest = run[-1]
     growth, is_much = over_a_sequence(newest), explodes(newest)
@@ -93,9 +100,9 @@ def _growing(run: Run) -> tuple[Level, str]:
         text = f"{exponent} {since(run, grows)}: gradients grow."
     if is_much:
         if run[0].step == 0 and (explodes(run[0]) or is_chaotic(run[0])):  # no learning rate has made it so
-            return "warning", f"{text} {_softer(run)}"
-        return "warning", f"{text} Lower the recurrent gain or the learning rate, or clip gradients."
-    return "note", f"{text} That is mild; keep an eye on it, above all with longer sequences."
+            return "warning", text, _softer(run)
+        return "warning", text, "Lower the recurrent gain or the learning rate, or clip gradients."
+    return "note", text, "That is mild; keep an eye on it, above all with longer sequences."
 
 
 def _softer(run: Run) -> str:
@@ -131,28 +138,30 @@ def _in_model(name: str) -> str:
     return f"model.{name}" if name else "model"
 
 
-def _forgetting(run: Run) -> tuple[Level, str]:
+def _forgetting(run: Run) -> Told:
     newest = run[-1]
     what = capital(over_a_sequence(newest)) or f"The largest exponent is {in_words(newest)}"
     rate = ""
     if is_stable(newest):
         rate = f"a perturbation is down to 1 % after {steps_to_a_percent(largest(newest)[0])} steps, so "
-    return "warning", (
+    what = (
         f"{what}, and the network has been forgetting {since(run, is_forgetting)}: {rate}nothing is carried from the "
-        f"first step of a sequence to the last. {_longer_memory(run)}"
+        "first step of a sequence to the last."
     )
+    return "warning", what, _longer_memory(run)
 
 
-def _remembering(run: Run) -> tuple[Level, str]:
+def _remembering(run: Run) -> Told:
     newest = run[-1]
     what = capital(over_a_sequence(newest)) or f"The largest exponent is {in_words(newest)}, close to 0"
-    return "good", (
+    what = (
         f"{what}: what enters at the first of these steps still counts at the last, and gradients do not explode on "
-        "the way. Leave it as it is."
+        "the way."
     )
+    return "good", what, "Leave it as it is."
 
 
-def _fading(run: Run) -> tuple[Level, str]:
+def _fading(run: Run) -> Told:
     """Stable, or where exponents have not settled fading."""
     newest = run[-1]
     growth = over_a_sequence(newest)
@@ -163,32 +172,28 @@ def _fading(run: Run) -> tuple[Level, str]:
             f"The largest exponent is {in_words(newest)}: the network is stable, and a perturbation is down to 1 % "
             f"after {steps_to_a_percent(largest(newest)[0])} steps{steps}. {text}"
         ).rstrip()
-    return "good", f"{text} If the task needs more memory, raise the recurrent gain or the bias of the forget gate."
+    return "good", text, "If the task needs more memory, raise the recurrent gain or the bias of the forget gate."
 
 
-def _undecided(run: Run) -> tuple[Level, str]:
+def _undecided(run: Run) -> Told:
     """Of λ₁ where it has settled, or is of an older version; else of growth."""
     newest = run[-1]
     if has_settled(newest) or is_old(newest):
         question = "the network is chaotic" if has_settled(newest) else "perturbations grow or fade"
-        return "note", (
-            f"Whether {question} is undecided: the largest exponent is {in_words(newest)}. {_to_decide(newest)}"
-        )
+        what = f"Whether {question} is undecided: the largest exponent is {in_words(newest)}."
+        return "note", what, _to_decide(newest)
     value, error = gain(newest)
     if math.isnan(value):
-        return "note", (
-            f"{not_settled(newest)}, and growth over a sequence is not known, so there is nothing to judge by: "
-            "measure growth (growth=8), or longer sequences (num_steps)."
-        )
+        what = f"{not_settled(newest)}, and growth over a sequence is not known, so there is nothing to judge by:"
+        return "note", what, "measure growth (growth=8), or longer sequences (num_steps)."
     if math.isnan(error):
-        return "note", (
-            f"{capital(over_a_sequence(newest))}, but the error of that is not known, so nothing is made of it: "
-            "measure two sequences or more (num_sequences)."
-        )
-    return "note", (
+        what = f"{capital(over_a_sequence(newest))}, but the error of that is not known, so nothing is made of it:"
+        return "note", what, "measure two sequences or more (num_sequences)."
+    what = (
         f"Whether gradients grow or shrink over {steps_of(newest)} is undecided: the gain is "
-        f"{plus_minus(value, error)} nats. More sequences (num_sequences) would decide."
+        f"{plus_minus(value, error)} nats."
     )
+    return "note", what, "More sequences (num_sequences) would decide."
 
 
 def not_settled(measurement: Measurement) -> str:
@@ -213,7 +218,7 @@ def _to_decide(newest: Measurement) -> str:
     return f"About {times:.2g} times as many sequences (num_sequences), or longer ones, would decide."
 
 
-STATES: dict[str, Callable[[Run], tuple[Level, str]]] = {
+STATES: dict[str, Callable[[Run], Told]] = {
     "saturated": _saturated,
     "collapsed": _collapsed,
     "chaotic": _growing,
@@ -225,4 +230,4 @@ STATES: dict[str, Callable[[Run], tuple[Level, str]]] = {
     "fading": _fading,
     "undecided": _undecided,
 }
-"""By :func:`~.conditions.state_of`: how much it matters, and the sentences."""
+"""By :func:`~.conditions.state_of`."""

@@ -31,10 +31,14 @@ TROUBLES = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """A word on a run, and a sentence that gives the reason."""
+    """A word on a run, a sentence that gives the reason, and what to do."""
 
     word: Word
     text: str
+    advice: str = ""
+    """What to do, in a sentence or two: that of the finding which the word rests on."""
+    about: str = ""
+    """The state of that finding; empty where there is none."""
 
     @property
     def number(self) -> int:
@@ -67,12 +71,25 @@ def verdict(history: History) -> Verdict | None:
     concerns = [finding for finding in findings(history) if finding.is_concern]
     for concern in concerns:  # the gravest come first
         if concern.level != "note" or may_matter(concern.state, history[-1]):
-            return Verdict("act" if concern.level == "act" else "watch", _sentence(concern))
+            word: Word = "act" if concern.level == "act" else "watch"
+            return Verdict(word, _sentence(concern), concern.advice, concern.state)
     if state_of(history) == "unknown":
-        return Verdict("watch", "The largest exponent is not known, nor what happens to a gradient over a sequence.")
+        text = "The largest exponent is not known, nor what happens to a gradient over a sequence."
+        return Verdict("watch", text, "Look for states or weights that overflow.")
     if concerns:
-        return Verdict("healthy", f"No more than a note: {_sentence(concerns[0], begins=False)}")
-    return Verdict("healthy", "Nothing was found that goes with failure.")
+        text = f"No more than a note: {_sentence(concerns[0], begins=False)}"
+        return Verdict("healthy", text, train_on(concerns[0].advice), concerns[0].state)
+    return Verdict("healthy", "Nothing was found that goes with failure.", train_on())
+
+
+def train_on(advice: str = "") -> str:
+    """What to do of a healthy run, with what would help if it does not learn after all.
+
+    Example:
+        >>> train_on(), train_on("Lower the learning rate.")
+        ('Train on.', 'Train on. Only if it does not learn: lower the learning rate.')
+    """
+    return f"Train on. Only if it does not learn: {advice[:1].lower()}{advice[1:]}" if advice else "Train on."
 
 
 def _sentence(concern: Finding, *, begins: bool = True) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from lightning_lyapunov.reading.conditions import gain, is_old, largest, largest_growth
 from lightning_lyapunov.reading.history import Measurement
+from lightning_lyapunov.reading.kept import Kept
 
 UNKNOWN = "unknown"
 _PRESENT, _PAST = ("keeps", "grows", "shrinks to", "vanishes"), ("kept", "grew", "shrank to", "vanished")
@@ -143,9 +144,14 @@ def since(run: Sequence[Measurement], holds: Callable[[Measurement], bool]) -> s
     return f"since {when(first)}{'' if alike else ' at least'}"
 
 
-def when(measurement: Measurement) -> str:
+def when(measurement: Kept) -> str:
     """When it was made."""
-    return "before the first update" if measurement.step == 0 else f"epoch {measurement.epoch}"
+    return "before the first update" if measurement.step == 0 else f"epoch {epochs(measurement)}"
+
+
+def epochs(measurement: Kept) -> int:
+    """The epoch as people count: 3 in the third, and when three are done; 0 before the first update."""
+    return measurement.epoch + 1 if measurement.step > 0 else 0
 
 
 def capital(clause: str) -> str:

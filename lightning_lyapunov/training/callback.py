@@ -64,7 +64,7 @@ class LyapunovSpectrumCallback(Guest):
             least fits, none this time. Those that are promised are cut to one second, or to ten training steps' time
             where that is more. None: no bound.
         prefix: First part of the keys. Two instances in one Trainer need different ones.
-        metrics: What the loggers get: "default", eight figures; "all"; or a list of names. Monitors can watch all of
+        metrics: What the loggers get: "default", ten figures; "all"; or a list of names. Monitors can watch all of
             them in any case.
         histogram: Whether to log the spectrum as a histogram too, where the logger can (TensorBoard, W&B).
         figures: Whether to draw pictures for the loggers that take them (TensorBoard, W&B): at the first two

@@ -13,7 +13,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_lyapunov.capture.finding import find
@@ -28,10 +27,11 @@ from lightning_lyapunov.engine.maps.families import family_of
 from lightning_lyapunov.engine.system import unwrap
 from lightning_lyapunov.monitoring.loggers.trackers import log_measurement, prepare
 from lightning_lyapunov.monitoring.notices import Notices
+from lightning_lyapunov.monitoring.showing import defaults_of, described
 from lightning_lyapunov.training.copies import copies, ties
 from lightning_lyapunov.training.logging import logging_step
 from lightning_lyapunov.training.pickling import added_to
-from lightning_lyapunov.training.ranks import TrainerRanks
+from lightning_lyapunov.training.ranks import TrainerRanks, inform, warn
 
 KEEP_PIECES = frozenset({"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"})
 """Strategies that train weights in pieces, or a copy of them, which cannot be set from outside."""
@@ -150,7 +150,7 @@ class LyapunovConditioning(pl.Callback):
         self.num_steps, self.transient, self.num_sequences = num_steps, transient, num_sequences
         self.max_seconds, self.seed, self.prefix = max_seconds, seed, prefix
         self._check()
-        self._notices = Notices(type(self).__name__, rank_zero_info, _warn)
+        self._notices = Notices(type(self).__name__, inform, warn)
         self._model: weakref.ref[pl.LightningModule] | None = None
         self._probes: dict[str, Probe] = {}
         self._begin()
@@ -200,7 +200,7 @@ class LyapunovConditioning(pl.Callback):
                 "LearningRateFinder tries learning rates on the network as it was made, and it is conditioned after "
                 f"that. For a rate of the conditioned one, condition(model.rnn, inputs, lag={self.lag:g}) before both, "
                 "and leave this callback out.",
-                warn=True,
+                warn="rate-found-before",
             )
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -215,10 +215,10 @@ class LyapunovConditioning(pl.Callback):
         try:
             found, unsupported = find(pl_module, self.module)
         except ValueError as error:
-            self._notices.tell(f"nothing is conditioned, training goes on as it would: {error}", warn=True)
+            self._notices.tell(f"nothing is conditioned, training goes on as it would: {error}", warn="not-conditioned")
             return
         if unsupported:
-            self._notices.tell(f"found but not conditioned: {'; '.join(unsupported)}.", warn=True)
+            self._notices.tell(f"found but not conditioned: {'; '.join(unsupported)}.", warn="not-conditioned")
         self._probes = {name: probe_of(layer, self.num_sequences, STEPS) for name, layer in found.items()}
         self._is_due = True
 
@@ -319,7 +319,9 @@ class LyapunovConditioning(pl.Callback):
             with torch.no_grad():
                 for of, weight in done.weights.items() if not ranks.is_first else ():
                     parameters[of].copy_(weight)
-            self._notices.tell(f"{_shown(name)}: {done.text}", warn=done.is_blind or not done.applied)
+            self._notices.tell(
+                f"{_shown(name)}: {done.text}", warn="not-conditioned" if done.is_blind or not done.applied else ""
+            )
         self._log(trainer)
         for probe in self._probes.values():
             probe.forget()  # hooks of compiled modules stay: without them they would be compiled anew
@@ -335,7 +337,7 @@ class LyapunovConditioning(pl.Callback):
                     reports[name], done[name] = self._set(probe, found[name])
                 except Exception as error:  # one layer's trouble is not another's, nor the run's
                     put_back(probe.layer, found[name])
-                    self._notices.tell(f"{_shown(name)} is left as it was: {error}", warn=True)
+                    self._notices.tell(f"{_shown(name)} is left as it was: {error}", warn="not-conditioned")
                     continue
                 with suppress(Exception):  # advice about other people's objects must not end a run
                     self._warn_of_others(name, probe.layer, found[name], trainer, pl_module)
@@ -375,7 +377,9 @@ class LyapunovConditioning(pl.Callback):
         """Say who else is concerned by a layer's weights, which were ``found`` otherwise."""
         changed = _changed(layer, found)
         if tied := ties(model, layer, changed.values()):
-            self._notices.tell(f"{_shown(name)} shares weights that were set with {_listed(tied)}.", warn=True)
+            self._notices.tell(
+                f"{_shown(name)} shares weights that were set with {_listed(tied)}.", warn="weights-held-elsewhere"
+            )
         guests = [guest for guest in trainer.callbacks if guest is not self]  # type: ignore[attr-defined]
         layers = [probe.layer for probe in self._probes.values()]
         own = [tensor for one in layers for tensor in (*one.parameters(), *one.buffers())]
@@ -385,7 +389,7 @@ class LyapunovConditioning(pl.Callback):
                 f"weights that {_shown(name)} had before are still held by {_listed(held)}. If that is to follow the "
                 f"layer, copy them anew in on_train_start, behind {type(self).__name__} in the list of callbacks; a "
                 "callback that copies weights in training stands behind it too.",
-                warn=True,
+                warn="weights-held-elsewhere",
             )
 
     def _log(self, trainer: pl.Trainer) -> None:
@@ -403,9 +407,16 @@ class LyapunovConditioning(pl.Callback):
                 log_measurement(logger, row, step)
             except Exception as error:  # a tracker that is down is no reason to end a run
                 kind = type(logger).__name__
-                self._notices.tell(f"{kind} refused the figures ({type(error).__name__}: {error}).", warn=True)
+                self._notices.tell(
+                    f"{kind} refused the figures ({type(error).__name__}: {error}).", warn="logger-refused"
+                )
 
     # ---------------------------------------------------------------- state
+
+    def __repr__(self) -> str:
+        done = "; ".join(f"{_shown(name)}: {one.text}" for name, one in vars(self).get("_done", {}).items())
+        defaults = defaults_of(LyapunovConditioning)
+        return described(type(self).__name__, defaults, lambda name: getattr(self, name), done)
 
     def __getstate__(self) -> dict[str, Any]:
         """Arguments and plain values: what Lightning hangs on a callback is not pickled, nor is the model."""
@@ -477,10 +488,6 @@ def _listed(names: Sequence[str], most: int = 4) -> str:
 def _is_a(thing: object, name: str) -> bool:
     """Whether it is of a class of this name, from whichever of the two Lightning packages."""
     return any(kind.__name__ == name for kind in type(thing).__mro__)
-
-
-def _warn(text: str) -> None:
-    rank_zero_warn(text, stacklevel=6)
 
 
 if hasattr(torch.serialization, "add_safe_globals"):  # a pickle of one holds its arguments and plain values

@@ -39,8 +39,8 @@ class DepthSpectrumCallback(Guest):
             it, fewer samples are measured, down to one, then fewer singular values, and where not even that fits, none
             this time. The first ones and the last are always made. None: no bound.
         prefix: First part of the keys. Two callbacks in one Trainer need different ones.
-        metrics: What the loggers get: "default", six figures; "all"; or a list of names. Monitors can watch all of them
-            in any case.
+        metrics: What the loggers get: "default", seven figures; "all"; or a list of names. Monitors can watch all of
+            them in any case.
         figures: Whether to draw pictures for the loggers that take them (TensorBoard, W&B): at the first two
             measurements, then ever more rarely, as far as ``max_overhead`` allows, and when training ends. They need
             matplotlib.
@@ -81,6 +81,8 @@ class DepthSpectrumCallback(Guest):
     ``block_gain_min``             nats         smallest gain of a block by itself
     ``trusted_fraction``           share        of the growths measured those that are found
     ``floored``                    count        growths below −100, which are logged as −100
+    ``verdict``                    0 to 2       0 healthy, 1 watch, 2 act: what was right of 80 %, or 95 %, of a
+                                                benchmark's networks
     ``seconds``                    s            what the measurement took
     ``overhead``                   share        what recording, measuring, logging and pictures took, of the training
                                                 time so far

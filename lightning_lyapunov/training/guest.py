@@ -10,21 +10,23 @@ from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_lyapunov.monitoring.budget import Budget
 from lightning_lyapunov.monitoring.checkpoint import restore, state_of
 from lightning_lyapunov.monitoring.clock import Clock
+from lightning_lyapunov.monitoring.loggers.labels import plain
 from lightning_lyapunov.monitoring.notices import Notices
 from lightning_lyapunov.monitoring.options import CommonOptions
 from lightning_lyapunov.monitoring.session import Session
 from lightning_lyapunov.monitoring.sharding import why_not
+from lightning_lyapunov.monitoring.showing import course_of, defaults_of, described
 from lightning_lyapunov.names import Table
 from lightning_lyapunov.reading.history import History
-from lightning_lyapunov.training.logging import log_figures, logging_step
+from lightning_lyapunov.reading.verdict import Verdict
+from lightning_lyapunov.training.logging import log_figures, log_hparams, logging_step
 from lightning_lyapunov.training.pickling import added_to
-from lightning_lyapunov.training.ranks import TrainerRanks
+from lightning_lyapunov.training.ranks import TrainerRanks, inform, warn
 from lightning_lyapunov.training.schedule import Schedule, When, progress_of
 from lightning_lyapunov.training.stock import warn_of_impatience, warn_of_skip
 
@@ -93,7 +95,7 @@ class Guest(pl.Callback):
         self.max_overhead, self.prefix, self.metrics, self.figures = max_overhead, prefix, metrics, figures
         self._options()  # which checks them
         self._history: History[Any] = History(prefix, self._session_type.kind)
-        self._notices = Notices(type(self).__name__, rank_zero_info, _warn)
+        self._notices = Notices(type(self).__name__, inform, warn)
         self._schedule = Schedule(every_n_epochs, every_n_train_steps)
         self._begin(Budget(max_overhead))
         self._is_resumed = False
@@ -122,6 +124,11 @@ class Guest(pl.Callback):
     def history(self) -> History[Any]:
         """What was measured in the last fit; of those before it :attr:`History.earlier`."""
         return self._history
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What to make of the fit so far, in a word and a sentence; None if that is not known."""
+        return None
 
     @property
     def overhead(self) -> float:
@@ -166,7 +173,9 @@ class Guest(pl.Callback):
             self._session_type.warn_of_failure(self._notices, error, ADVICE)
             return
         if trainer.is_global_zero:
-            self._session.begin_logging(trainer.loggers)
+            self._session.begin_logging(trainer.loggers, self._arguments)
+            with self._budget.spending("logging"):
+                log_hparams(trainer, pl_module, self._session, self._changed)
 
     def _watching(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Session:
         """The session of a fit.
@@ -185,6 +194,8 @@ class Guest(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Take the hooks off also when the fit breaks off: Lightning calls nothing else then."""
         self._write_report(trainer)
+        if isinstance(exception, KeyboardInterrupt):  # which is how a person ends a fit
+            self._conclude(trainer)
         self._release()
 
     def _release(self) -> None:
@@ -295,6 +306,7 @@ class Guest(pl.Callback):
         if trainer.is_global_zero and len(self._history):
             session.end_logging(trainer.loggers, self._logged_at)
         self._write_report(trainer)
+        self._conclude(trainer)
 
     # ---------------------------------------------------------------- measuring
 
@@ -307,7 +319,7 @@ class Guest(pl.Callback):
         with trainer.profiler.profile(f"[{type(self).__name__}]measure"):  # type: ignore[attr-defined]
             figures = session.measure(
                 trainer.global_step,
-                trainer.current_epoch,
+                max(trainer.current_epoch - (when == "end"), 0),  # by then the counter has moved on
                 source=self._schedule.source,
                 is_partial=when == "before training" and trainer.training and not pl_module.automatic_optimization,
                 promised=promised,
@@ -348,9 +360,7 @@ class Guest(pl.Callback):
     ) -> None:
         self._logged_at = logging_step(trainer, when)
         with self._budget.spending("logging"):
-            log_figures(
-                trainer, figures, when, self._options(), session.histogram, session.warn_of_logger, self._notices.tell
-            )
+            log_figures(trainer, figures, when, session, self._notices.tell)
             if self.prog_bar and when not in ("before training", "end"):
                 is_step = when == "step"
                 pl_module.log(
@@ -368,7 +378,16 @@ class Guest(pl.Callback):
 
     def _write_report(self, trainer: pl.Trainer) -> None:
         if self.report is not None and self._session is not None and trainer.is_global_zero:
-            self._session.write_report(self.report, self._arguments)
+            if len(self._history) and trainer.global_step > self._history[-1].step:
+                why = self._history.missed[1] if self._history.missed else self._schedule.what_is_next()
+                self._history.missed = trainer.global_step, why
+            self._session.write_report(self.report, self._arguments, trainer.loggers)
+
+    def _conclude(self, trainer: pl.Trainer) -> None:
+        """Say the verdict: the last word of a fit."""
+        if self._session is not None and trainer.is_global_zero:
+            with suppress(Exception):  # what is said of it ends no run
+                self._notices.conclude(self.verdict)
 
     # ---------------------------------------------------------------- state
 
@@ -378,10 +397,21 @@ class Guest(pl.Callback):
         own = ("every_n_epochs", "every_n_train_steps", "report", "prog_bar")
         return {name: getattr(self, name) for name in (*self._session_type.options_type.names(), *own)}
 
+    @property
+    def _changed(self) -> dict[str, Any]:
+        """Those of the arguments that are not as they are by default."""
+        defaults = defaults_of(self._made_by())
+        return {name: value for name, value in self._arguments.items() if plain(value) != plain(defaults.get(name))}
+
     @classmethod
     def _made_by(cls) -> type[Guest]:
         """The class of this package that it is, or that a user's is derived from."""
         return next(kind for kind in cls.__mro__ if "_session_type" in vars(kind) and issubclass(kind, Guest))
+
+    def __repr__(self) -> str:
+        defaults = defaults_of(self._made_by())
+        course = course_of(vars(self).get("_history", ()), lambda: self.verdict)
+        return described(type(self).__name__, defaults, lambda name: getattr(self, name), course)
 
     def __getstate__(self) -> dict[str, Any]:
         """Arguments and plain values: what Lightning hangs on a callback is not pickled, nor is the model."""
@@ -410,8 +440,4 @@ class Guest(pl.Callback):
         """Go on from a checkpoint, with as much of it as another version of this package wrote and this one knows."""
         self._is_resumed = True
         if amiss := restore(state_dict, self._history, self._clock, self._budget):
-            self._notices.tell(amiss, warn=True, subject="state")
-
-
-def _warn(text: str) -> None:
-    rank_zero_warn(text, stacklevel=6)
+            self._notices.tell(amiss, warn="another-version", subject="state")

@@ -43,7 +43,7 @@ class Optimisation:
         except Exception as error:
             self._tell(
                 f"the scorer is not told all about the optimiser: {type(error).__name__}: {error}",
-                warn=True,
+                warn="scorer-not-told",
                 subject="optimiser",
             )
 

@@ -63,6 +63,6 @@ class Performance:
             self._tell(
                 f"performance: no metric {name!r} was logged so far, so the scorer is not told it; those logged are "
                 f"{names}.",
-                warn=True,
+                warn="scorer-not-told",
                 subject="performance",
             )

@@ -1,4 +1,4 @@
-"""The ranks of a Trainer."""
+"""The ranks of a Trainer, of which the first alone speaks."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ from typing import TypeVar
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_lyapunov.monitoring.notices import caution, say
 from lightning_lyapunov.monitoring.ranks import ProcessGroup, Ranks
 
 T = TypeVar("T")
+
+inform, warn = rank_zero_only(say), rank_zero_only(caution)
+"""Where information and warnings of a callback go; silent on other ranks than zero."""
 
 
 class TrainerRanks(Ranks):

@@ -60,6 +60,17 @@ class Schedule:
         """Whether the weights have moved since the last measurement."""
         return self.at is None or trainer.global_step != self.at[0]
 
+    def what_is_next(self) -> str:
+        """Why nothing was measured since the last time, where nothing went wrong, in a clause."""
+        step, epoch = self.at or (0, 0)
+        if self.every_n_train_steps is not None:
+            due = f"at update {step + self.every_n_train_steps:,} (every_n_train_steps={self.every_n_train_steps})"
+        else:
+            due = "after the next validation" if self.source == "validation" else "at the end of the epoch"
+            if self.every_n_epochs > 1 and step:
+                due += f", from epoch {epoch + self.every_n_epochs + 1} on (every_n_epochs={self.every_n_epochs})"
+        return f"the next measurement was due {due}, and the fit ended before"
+
     def may_follow(self, trainer: Any) -> bool:
         """Whether a measurement may follow the update that is about to be made, before there is another.
 

@@ -6,9 +6,10 @@ import math
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_lyapunov.monitoring.notices import linked
 from lightning_lyapunov.names import SPECTRA, Table, current_name, name_of
+from lightning_lyapunov.training.ranks import warn
 
 _FEWEST = 2
 """Measurements that stock EarlyStopping must see before it gives up: one that is no better may be so by chance."""
@@ -26,14 +27,14 @@ def warn_of_impatience(trainer: pl.Trainer, callback: Any) -> None:
         checks, patience = _checks_per_measurement(trainer, callback, stopper), stopper.patience
         if checks > 1 and patience < _FEWEST * checks:
             interval = "every_n_epochs" if callback.every_n_train_steps is None else "every_n_train_steps"
-            rank_zero_warn(
+            text = (
                 f"EarlyStopping(monitor={stopper.monitor!r}, patience={patience}) is checked about {checks:.2g} times "
                 f"per measurement ({interval}={getattr(callback, interval)}) and takes each check in between for one "
                 f"without improvement. A patience of {patience} measurements is "
                 f"patience={math.ceil(patience * checks)}; or use {_ours_for(stopper, callback)}, which counts "
-                "measurements.",
-                stacklevel=3,
+                "measurements."
             )
+            warn(linked(text, "old-values"))
 
 
 def warn_of_skip(trainer: pl.Trainer, callback: Any) -> bool:
@@ -63,12 +64,12 @@ def warn_of_skip(trainer: pl.Trainer, callback: Any) -> bool:
             name, instead = f"ModelCheckpoint(monitor={other.monitor!r})", ""
             harm = "which ranks weights by the last value known, that of older ones"
         warned = True
-        rank_zero_warn(
+        text = (
             f"A measurement was left out to stay within max_overhead={callback.max_overhead}, and more may follow. "
             f"{name} watches what is measured, {harm}. {instead}max_overhead=None leaves no measurement out, a larger "
-            "share fewer.",
-            stacklevel=3,
+            "share fewer."
         )
+        warn(linked(text, "old-values"))
     return warned
 
 

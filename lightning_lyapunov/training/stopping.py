@@ -10,8 +10,9 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_lyapunov.monitoring.notices import linked
+from lightning_lyapunov.monitoring.showing import defaults_of, described
 from lightning_lyapunov.names import MEASURED, ON_REQUEST, SCORED, SPECTRA, current_key, key_of, name_of, renaming
 from lightning_lyapunov.names_depth import DEPTH
 from lightning_lyapunov.reading.conditions import FAILS, FAMILIAR, is_predicted_to_fail, score
@@ -33,6 +34,7 @@ from lightning_lyapunov.reading.stops import (
 from lightning_lyapunov.reading.words import in_words, over_a_sequence
 from lightning_lyapunov.training.guest import Guest
 from lightning_lyapunov.training.pickling import added_to
+from lightning_lyapunov.training.ranks import inform, warn
 from lightning_lyapunov.training.stock import is_key
 
 
@@ -132,7 +134,7 @@ class LyapunovEarlyStopping(pl.Callback):
                 "for other metrics there is Lightning's EarlyStopping."
             )
         if monitor is not None and (renamed := renaming(monitor, prefix)):
-            rank_zero_warn(f"LyapunovEarlyStopping: {renamed}", stacklevel=3)
+            warn(linked(f"LyapunovEarlyStopping: {renamed}", "renamed-key"))
             monitor = current_key(monitor, prefix)
         if mode not in ("min", "max"):
             raise ValueError(f"mode must be 'min' or 'max'; got {mode!r}.")
@@ -201,11 +203,12 @@ class LyapunovEarlyStopping(pl.Callback):
             kinds = {"", KNOWN if condition == "converged" else AT_CHANCE} if knows_skill else {""}
             rules = [r for r in shipped_rules() if r.condition == condition and r.knowledge in kinds]
             if rules and all(math.isinf(rule.start) for rule in rules):
-                rank_zero_warn(
+                text = (
                     f"LyapunovEarlyStopping: {condition!r} ends no run here: on the bank it was wrong too often"
                     f"{'' if knows_skill else ' where the skill so far is not known (performance, performance_range)'}."
                     " With min_updates it counts nevertheless, from that update on."
                 )
+                warn(linked(text, "never-stops"))
 
     def on_lyapunov_measurement(self, trainer: pl.Trainer, callback: Any) -> None:
         """Decide on a new measurement: rank zero does, for all.
@@ -222,9 +225,9 @@ class LyapunovEarlyStopping(pl.Callback):
         if reason is not None:
             self.reason = reason
             trainer.should_stop = True
-            rank_zero_info(
+            inform(
                 f"LyapunovEarlyStopping: training ends after {trainer.global_step} updates, in epoch "
-                f"{trainer.current_epoch}: {reason}"
+                f"{trainer.current_epoch + 1}: {reason}"
             )
 
     def on_depth_measurement(self, trainer: pl.Trainer, callback: Any) -> None:
@@ -314,11 +317,11 @@ class LyapunovEarlyStopping(pl.Callback):
     def _tell_missing(self, monitor: str, history: History[Any]) -> None:
         if not self._missed:
             self._missed = True
-            rank_zero_warn(
+            text = (
                 f"LyapunovEarlyStopping: monitor={monitor!r} was not measured and does not count; measured are "
-                f"{', '.join(key_of(name, self.prefix) for name in history[-1].metrics)}.",
-                stacklevel=4,
+                f"{', '.join(key_of(name, self.prefix) for name in history[-1].metrics)}."
             )
+            warn(linked(text, "never-stops"))
 
     # ---------------------------------------------------------------- state
 
@@ -341,10 +344,16 @@ class LyapunovEarlyStopping(pl.Callback):
         self._counts, self._best = dict(known.get("counts", {})), known.get("best")
         self._source = known.get("source")
         if amiss:
-            rank_zero_warn(
+            text = (
                 f"LyapunovEarlyStopping: the checkpoint is of another version of this package ({'; '.join(amiss)}); "
                 "what it lacks begins anew."
             )
+            warn(linked(text, "another-version"))
+
+    def __repr__(self) -> str:
+        stopped = "" if vars(self).get("reason") is None else f"stopped: {self.reason}"
+        defaults = defaults_of(LyapunovEarlyStopping)
+        return described(type(self).__name__, defaults, lambda name: getattr(self, name), stopped)
 
     def __getstate__(self) -> dict[str, Any]:
         """What it was made with, and how far it has come: plain values, with what a subclass or a user has added."""

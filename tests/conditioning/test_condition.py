@@ -400,7 +400,7 @@ def recall_data(size: int, seed: int, lag: int = 40) -> tuple[Tensor, Tensor]:
     return sequences, symbols
 
 
-@pytest.mark.parametrize(("kind", "epochs"), [("tanh", 3), ("LSTM", 7)])
+@pytest.mark.parametrize(("kind", "epochs"), [("tanh", 3), ("LSTM", 9)])
 def test_recall_over_40_steps_is_learnt_with_it_and_not_without(kind: str, epochs: int) -> None:
     """A real training: which symbol was it at the start, 40 steps of noise ago? A guess is right in a quarter."""
     (sequences, symbols), (new, answers) = recall_data(1024, 0), recall_data(256, 1)
@@ -416,6 +416,8 @@ def test_recall_over_40_steps_is_learnt_with_it_and_not_without(kind: str, epoch
                 loss = nn.functional.cross_entropy(head(layer(x)[0][:, -1]), y)
                 optimizer.zero_grad()
                 loss.backward()
+                # Unclipped, rounding alone decides how well the LSTM does after so few epochs.
+                nn.utils.clip_grad_norm_([*layer.parameters(), *head.parameters()], 0.3)
                 optimizer.step()
         with torch.no_grad():
             return float((head(layer(new)[0][:, -1]).argmax(-1) == answers).float().mean())

@@ -137,6 +137,7 @@ def test_pieces_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch, context:
     assert torch.allclose(whole.stderr, pieces.stderr) and whole.gain == pytest.approx(pieces.gain)
     assert whole.local is not None and pieces.local is not None
     assert torch.allclose(whole.local.exponents, pieces.local.exponents)
+    assert torch.allclose(whole.local.pushes, pieces.local.pushes)
 
 
 def test_the_bar_of_normal_rates_holds_the_truth() -> None:
@@ -289,3 +290,23 @@ def test_numbers_out_of_range_are_told() -> None:
         DiagonalSystem(gates(), multiplicity=0)
     with pytest.raises(ValueError, match="context must be at least 0"):
         DiagonalSystem(gates(), context=-1)
+
+
+def test_pushes_are_the_root_mean_square_growth_of_dense_products() -> None:
+    """Up to the end of each block, of each sequence in the order of the inputs, and together the gain."""
+    x = noise(20, 4, 3, seed=2)
+    spectrum = lyapunov_spectrum(DiagonalSystem(gates()), Sequences(x, LENGTHS), transient=4, growth=5)
+    assert spectrum.local is not None and spectrum.growth is not None
+    local = spectrum.local
+    steps = torch.minimum(local.ends.unsqueeze(1), torch.tensor(LENGTHS)) - local.starts.unsqueeze(1)
+    made = steps * local.pushes
+    assert torch.allclose(made.nansum(0), spectrum.growth.gain_per_sequence, rtol=0, atol=1e-12)
+    for row, length in enumerate(LENGTHS):
+        chain = jacobians(recurrence(gates()), x[:length, row], 5)
+        for block, end in enumerate(local.ends.tolist()):
+            if end <= length:
+                product = torch.linalg.multi_dot([*chain[:end].flip(0), torch.eye(5, dtype=chain.dtype)])
+                assert float(made[: block + 1, row].sum()) == pytest.approx(
+                    float(product.norm().log() - math.log(5) / 2)
+                )
+    assert (made.isnan().sum(0) > 0).tolist() == [True, False, True, False]

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from systems import linear, network, noise, tally_of
+from systems import linear, network, noise, products_of, tally_of
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from lightning_lyapunov import LyapunovSpectrum
+from lightning_lyapunov.engine.frames import random_frames
 from lightning_lyapunov.engine.measure import SystemTally
-from lightning_lyapunov.engine.spectrum import SequenceGrowth
+from lightning_lyapunov.engine.spectrum import LocalExponents, SequenceGrowth
 from lightning_lyapunov.engine.tally import Along, Tally
 
 EXACT: dict[str, Any] = {"rtol": 0.0, "atol": 1e-11, "equal_nan": True}
@@ -60,6 +61,11 @@ def covers_the_same(one: LyapunovSpectrum, other: LyapunovSpectrum) -> None:
     assert one.local is not None and other.local is not None
     assert one.local.starts[0] == other.local.starts[0] and one.local.ends[-1] == other.local.ends[-1]
     assert torch.equal(one.local.starts[1:], one.local.ends[:-1])
+    ours, theirs = (
+        (local.pushes * (local.ends - local.starts).unsqueeze(1)).nan_to_num().sum(0)
+        for local in (one.local, other.local)
+    )
+    torch.testing.assert_close(ours, theirs, **EXACT)
 
 
 @pytest.mark.parametrize("split", SPLITS, ids=str)
@@ -144,8 +150,9 @@ def test_what_only_some_know_is_not_known_of_all() -> None:
 def test_a_tally_moves_to_another_device_whole() -> None:
     tally = tally_of(network("tanh", 3, 4), noise(40, 4, 3), second_start=True, **CAREFUL)
     moved = tally.to("meta").parts["l0"]
-    tensors = [moved.log, moved.trusted, moved.volume, moved.again, moved.along and moved.along.log]
-    assert moved.growth is not None
+    tensors = [moved.log, moved.trusted, moved.volume, moved.again]
+    assert moved.growth is not None and moved.along is not None
+    tensors += [moved.along.log, moved.along.pushes]
     tensors += [moved.growth.per_sequence, moved.growth.gain_per_sequence]
     assert all(isinstance(tensor, Tensor) and tensor.device.type == "meta" for tensor in tensors)
     assert tally.is_complete and not tally_of(network("gru", 3, 40), noise(9, 2, 3), k=1).is_complete
@@ -160,11 +167,18 @@ def test_no_step_is_refused() -> None:
 
 def test_blocks_of_time_merge_where_all_of_them_end() -> None:
     """Up to where each goes; the longest tells how far they go together."""
-    one = Along([0, 4, 8], [4, 8, 12], torch.tensor([[1.0], [2.0], [3.0]]), [8, 8, 4])
-    other = Along([0, 4, 6], [4, 6, 9], torch.tensor([[10.0], [20.0], [30.0]]), [4, 2, 3])
+    one = Along(
+        [0, 4, 8], [4, 8, 12], torch.tensor([[1.0], [2.0], [3.0]]), [8, 8, 4], torch.ones(3, 2).double().cumsum(0)
+    )
+    other = Along(
+        [0, 4, 6], [4, 6, 9], torch.tensor([[10.0], [20.0], [30.0]]), [4, 2, 3], torch.full((3, 1), 7.0).double()
+    )
     merged = Along.merge([one, other])
     assert merged.starts == [0, 4] and merged.ends == [4, 12]
     assert merged.log[:, 0].tolist() == [11.0, 55.0] and merged.weights == [12, 17]
+    assert merged.pushes.tolist() == [[1.0, 1.0, 7.0], [5.0, 5.0, 14.0]]
+    local = merged.exponents(torch.tensor([0]), [12, 8, 9])  # each over the steps that it made
+    assert local.pushes.tolist() == [[1 / 4, 1 / 4, 7 / 4], [5 / 8, 5 / 4, 14 / 5]]
 
 
 # ------------------------------------------------------------------ along the sequence
@@ -218,3 +232,68 @@ def test_local_exponents_stand_in_the_order_of_the_spectrum() -> None:
     weights = (spectrum.local.ends - spectrum.local.starts)[after].double()
     mean = (weights.unsqueeze(1) * spectrum.local.exponents[after]).sum(0) / weights.sum()
     torch.testing.assert_close(mean, spectrum.exponents, rtol=0.0, atol=1e-10)
+
+
+# ------------------------------------------------------------------ a push along the sequence
+
+
+@pytest.mark.parametrize("kind", ["tanh", "lstm"])
+def test_pushes_are_what_the_product_of_all_jacobians_does_to_a_vector(kind: str) -> None:
+    """Of each sequence, up to the end of each block: dense float64 products times the first vector of its frame."""
+    module, inputs = network(kind, 3, 6, gain=1.2), noise(30, 4, 3)
+    (tally,) = tally_of(module, inputs, k=2).parts.values()
+    local = tally.spectrum(2).local
+    assert local is not None and len(local.ends) > 8 and local.starts[0] == 0
+    begin = random_frames(range(4), tally.dimension, 1, torch.device("cpu"))
+    grown = [
+        (products_of(module, inputs[:end], None)[0].dense @ begin).norm(dim=(1, 2)).log() for end in local.ends.tolist()
+    ]
+    changes = torch.stack(grown).diff(dim=0, prepend=torch.zeros(1, 4).double())
+    expected = changes / (local.ends - local.starts).unsqueeze(1)
+    torch.testing.assert_close(local.pushes, expected, rtol=0.0, atol=1e-5)
+    torch.testing.assert_close(local.push, expected.mean(1), rtol=0.0, atol=1e-5)
+    torch.testing.assert_close(local.push_spread, expected.std(1), rtol=0.0, atol=1e-5)
+
+
+def test_pushes_of_packed_sequences_are_in_the_order_of_the_inputs_and_end_with_them() -> None:
+    rates, lengths = noise(20, 3, 1), [5, 20, 12]
+    packed = pack_padded_sequence(rates, torch.tensor(lengths), enforce_sorted=False)
+    (tally,) = tally_of(Rates(), packed, state=torch.ones(3, 1).double(), transient=0, **CAREFUL).parts.values()
+    local = tally.spectrum(1).local
+    assert local is not None
+    for start, end, found in zip(local.starts.tolist(), local.ends.tolist(), local.pushes, strict=True):
+        runs = torch.tensor(lengths) >= end
+        assert torch.equal(found.isnan(), ~runs)
+        torch.testing.assert_close(found[runs], rates[start:end, runs].mean((0, 2)), rtol=0.0, atol=1e-12)
+    assert math.isnan(local.push_spread[-1]) and local.push[-1] == local.pushes[-1, 1]
+
+
+def test_pushes_of_time_cut_in_pieces_are_in_the_order_of_time() -> None:
+    rates = noise(5000, 2, 1)
+    (tally,) = tally_of(Rates(), rates, state=torch.ones(2, 1).double(), transient=8).parts.values()
+    local = tally.spectrum(1).local
+    assert local is not None and local.starts[0] == 0 and local.ends[-1] == 5000
+    for start, end, found in zip(local.starts.tolist(), local.ends.tolist(), local.pushes, strict=True):
+        torch.testing.assert_close(found, rates[start:end].mean((0, 2)), rtol=0.0, atol=1e-6)
+
+
+def test_in_brief_blocks_are_joined_sequence_by_sequence() -> None:
+    """So that the spread is that of the joined block; the last column is that of the whole."""
+    rates = noise(300, 6, 1)
+    (tally,) = tally_of(Rates(), rates, state=torch.ones(6, 1).double(), dtype=torch.float64).parts.values()
+    local = tally.spectrum(1).local
+    assert local is not None and len(local.ends) > 7
+    starts, ends, means, spreads = local.brief(7)
+    assert 4 <= len(ends) - 1 <= 7 and ends.dtype == torch.float32
+    assert starts[0] == 0 and ends[-2] == 300 and torch.equal(starts[1:-1], ends[:-2])
+    assert (starts[-1], ends[-1]) == (0, 300)
+    for start, end, mean, spread in zip(starts.tolist(), ends.tolist(), means, spreads, strict=True):
+        over = rates[int(start) : int(end)].mean((0, 2))
+        assert float(mean) == pytest.approx(float(over.mean()), abs=1e-6)
+        assert float(spread) == pytest.approx(float(over.std()), abs=1e-6)
+
+
+def test_of_pushes_the_dead_are_left_out_where_most_live() -> None:
+    few = torch.tensor([[-math.inf, 1.0, 3.0, 5.0], [-math.inf, -math.inf, 1.0, math.nan]])
+    local = LocalExponents(torch.tensor([0, 1]), torch.tensor([1, 2]), few[:, :1], few)
+    assert local.push.tolist() == [3.0, -math.inf] and local.push_spread[0] == 2.0

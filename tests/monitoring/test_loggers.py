@@ -2,11 +2,8 @@
 
 import csv
 import importlib
-import json
 import math
-import struct
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,9 @@ from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from wandb.proto import wandb_internal_pb2
+from tracked import csv_rows, events, wandb_run
+from tracked import mlflow_offline as mlflow_offline
+from tracked import wandb_offline as wandb_offline
 
 from lightning_lyapunov import LyapunovSpectrumCallback
 from lightning_lyapunov.monitoring.loggers.trackers import log_measurement
@@ -100,11 +99,6 @@ def told(record: pytest.WarningsRecorder | list[Any]) -> list[str]:
 # ---------------------------------------------------------------- TensorBoard
 
 
-def events(logger: TensorBoardLogger) -> EventAccumulator:
-    accumulator = EventAccumulator(logger.log_dir, size_guidance={"scalars": 0, "histograms": 0})
-    return accumulator.Reload()
-
-
 def scalars(accumulator: EventAccumulator) -> dict[str, dict[int, float]]:
     """Every tag: step -> value; a step is written once."""
     # Lightning writes the epoch beside each row, so that one alone is there more than once.
@@ -126,7 +120,7 @@ def assert_histogram(accumulator: EventAccumulator, steps: list[int], count: int
 def test_tensorboard_has_every_key_at_the_steps_of_the_users_own(tmp_path: Path, validate: bool) -> None:
     logger = TensorBoardLogger(tmp_path)
     _, monitor = fitted(tmp_path, logger, validate=validate)
-    accumulator = events(logger)
+    accumulator = events(logger.log_dir)
     found = scalars(accumulator)
     assert list(found["val_loss" if validate else "train_loss"]) == EPOCH_ENDS
     ours = {tag.removeprefix("lyapunov/"): points for tag, points in found.items() if tag.startswith("lyapunov/")}
@@ -150,7 +144,7 @@ def test_tensorboard_histogram_leaves_dead_directions_out(tmp_path: Path) -> Non
     assert monitor.spectrum is not None
     alive = int(monitor.spectrum.exponents.isfinite().sum())
     assert 1 <= alive <= 2
-    accumulator = events(logger)
+    accumulator = events(logger.log_dir)
     assert_histogram(accumulator, [0, *EPOCH_ENDS], alive)
     found = scalars(accumulator)
     assert all(math.isfinite(v) for tag, points in found.items() if "lyapunov" in tag for v in points.values())
@@ -163,14 +157,14 @@ def test_tensorboard_histogram_of_exponents_that_differ_by_rounding_alone(tmp_pa
     exponents = torch.tensor([math.nextafter(value, 0.0), value], dtype=torch.float64)
     log_measurement(logger, {}, 0, name="lyapunov/spectrum", exponents=exponents)
     logger.finalize("success")
-    assert_histogram(events(logger), [0], 2)
+    assert_histogram(events(logger.log_dir), [0], 2)
 
 
 def test_no_histogram_of_nothing_and_none_if_not_wanted(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path)
     log_measurement(logger, {}, 0, name="dead", exponents=torch.full((3,), -math.inf))
     fitted(tmp_path, logger, callback={"histogram": False}, max_epochs=1)
-    accumulator = events(logger)
+    accumulator = events(logger.log_dir)
     assert accumulator.Tags()["histograms"] == []
     assert "lyapunov/max" in accumulator.Tags()["scalars"]
 
@@ -180,7 +174,7 @@ def test_steps_within_an_epoch_are_all_written(tmp_path: Path, validate: bool) -
     """log_every_n_steps thins what users log on a step; a measurement is too rare to be thinned."""
     logger = TensorBoardLogger(tmp_path)
     fitted(tmp_path, logger, validate=validate, callback={"every_n_train_steps": 2}, log_every_n_steps=50)
-    accumulator = events(logger)
+    accumulator = events(logger.log_dir)
     found = scalars(accumulator)["lyapunov/max"]
     assert len(found) == 5  # at 0, 2, 4, 6 and 8 updates
     assert min(found) == 0 and max(found) <= 8
@@ -200,7 +194,7 @@ def test_two_instances_have_keys_of_their_own(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path)
     other = LyapunovSpectrumCallback("second", k=None, max_overhead=None, prefix="gru", scorer=None, metrics="all")
     fitted(tmp_path, logger, model=Two(), callbacks=[other], callback={"module": "rnn"})
-    accumulator = events(logger)
+    accumulator = events(logger.log_dir)
     found = scalars(accumulator)
     for prefix in ("lyapunov", "gru"):
         assert {tag.split("/", 1)[1] for tag in found if tag.startswith(f"{prefix}/")} == LATER
@@ -218,7 +212,7 @@ def test_several_layers_add_a_key_for_each(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path)
     model = Model(nn.LSTM(3, HIDDEN, num_layers=2, batch_first=True))
     fitted(tmp_path, logger, model=model)
-    found = scalars(events(logger))
+    found = scalars(events(logger.log_dir))
     tops = {tag: points for tag, points in found.items() if tag.endswith("/max") and tag != "lyapunov/max"}
     assert set(tops) == {"lyapunov/rnn.l0/max", "lyapunov/rnn.l1/max"}
     for step, top in found["lyapunov/max"].items():
@@ -229,13 +223,13 @@ def test_several_layers_add_a_key_for_each(tmp_path: Path) -> None:
 
 
 def tags_of(logger: TensorBoardLogger) -> set[str]:
-    return {tag for tag in events(logger).Tags()["scalars"] if tag.startswith(("lyapunov/", "aelle/"))}
+    return {tag for tag in events(logger.log_dir).Tags()["scalars"] if tag.startswith(("lyapunov/", "aelle/"))}
 
 
-def test_by_default_loggers_get_eight_scalars_and_monitors_all(tmp_path: Path) -> None:
+def test_by_default_loggers_get_nine_scalars_and_monitors_all(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path)
     run, _ = fitted(tmp_path, logger, callback={"metrics": "default", "scorer": "general"})
-    assert tags_of(logger) == {key_of(name) for name in LOGGED} and len(LOGGED) == 8
+    assert tags_of(logger) == {key_of(name) for name in LOGGED} and len(LOGGED) == 10
     assert {key_of(name) for name in (*MEASURED, *SCORED)} <= set(run.callback_metrics)
 
 
@@ -257,9 +251,9 @@ def test_the_opening_tab_of_tensorboard_is_in_a_sensible_order(tmp_path: Path) -
     names = [tag.rpartition("/")[2] for tag in sorted(tags_of(logger))]
     assert names == [
         *("failure_probability", "performance", "gradient_gain", "gradient_growth"),
-        *("max", "max_error", "near_zero_fraction", "overhead"),
+        *("max", "max_error", "near_zero_fraction", "overhead", "verdict"),
     ]
-    assert sorted(events(logger).Tags()["scalars"])[:2] == ["aelle/failure_probability", "aelle/performance"]
+    assert sorted(events(logger.log_dir).Tags()["scalars"])[:2] == ["aelle/failure_probability", "aelle/performance"]
 
 
 def test_the_last_values_of_all_keys_are_of_the_same_measurement(tmp_path: Path) -> None:
@@ -268,7 +262,7 @@ def test_the_last_values_of_all_keys_are_of_the_same_measurement(tmp_path: Path)
     run, monitor = fitted(tmp_path, logger, callback={"metrics": "all", "scorer": "general", "every_n_epochs": 5})
     last = monitor.history[-1]
     assert last.step == run.global_step
-    for tag, points in scalars(events(logger)).items():
+    for tag, points in scalars(events(logger.log_dir)).items():
         if tag.startswith(("lyapunov/", "aelle/")):
             name = tag if tag.startswith("aelle/") else tag.removeprefix("lyapunov/")
             assert points[max(points)] == pytest.approx(last.metrics[name], rel=1e-5, abs=1e-6), tag
@@ -276,57 +270,6 @@ def test_the_last_values_of_all_keys_are_of_the_same_measurement(tmp_path: Path)
 
 
 # ---------------------------------------------------------------- Weights & Biases
-
-
-def wandb_records(path: Path) -> Iterator[wandb_internal_pb2.Record]:
-    """The records of an offline run file: LevelDB's log format, after a header of seven bytes."""
-    raw, offset, parts = path.read_bytes(), 7, b""
-    assert raw[:4] == b":W&B"
-    while offset + 7 <= len(raw):
-        left = 32768 - offset % 32768
-        if left < 7:  # no room for a header: the block is padded
-            offset += left
-            continue
-        _, length, kind = struct.unpack("<IHB", raw[offset : offset + 7])
-        parts += raw[offset + 7 : offset + 7 + length]
-        offset += 7 + length
-        if kind in (1, 4):  # a full record, or the last part of one
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(parts)
-            parts = b""
-            yield record
-
-
-def wandb_run(tmp_path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows of the history, and the names of all kinds of record."""
-    (path,) = tmp_path.rglob("*.wandb")
-    rows, kinds = [], []
-    for record in wandb_records(path):
-        kinds.append(record.WhichOneof("record_type"))
-        if kinds[-1] == "history":
-            row: dict[str, Any] = {}
-            for item in record.history.item:
-                *parents, last = list(item.nested_key) or [item.key]
-                inner = row
-                for parent in parents:
-                    inner = inner.setdefault(parent, {})
-                inner[last] = json.loads(item.value_json)
-            rows.append(row)
-    return rows, kinds
-
-
-@pytest.fixture
-def wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """What makes a logger write to files alone."""
-    for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR"):
-        monkeypatch.setenv(name, str(tmp_path))
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    x = "x_" if hasattr(wandb.Settings(), "x_disable_stats") else "_"  # their names changed in 0.19
-    quiet = {f"{x}disable_stats": True, f"{x}disable_meta": True, "disable_git": True, "console": "off"}
-    settings = wandb.Settings(**quiet)
-    yield {"offline": True, "save_dir": tmp_path, "settings": settings}
-    wandb.teardown()
 
 
 @pytest.fixture
@@ -374,16 +317,6 @@ def test_wandb_histogram_of_dead_directions(tmp_path: Path, wandb_logger: WandbL
 # ---------------------------------------------------------------- MLflow
 
 
-@pytest.fixture
-def mlflow_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What makes a logger write to plain files, and tell nobody."""
-    uri = (tmp_path / "mlflow").as_uri()
-    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # the client sets it; put back afterwards
-    return {"tracking_uri": uri}
-
-
 def mlflow_points(logger: MLFlowLogger, key: str) -> list[tuple[int, float]]:
     return [(point.step, point.value) for point in logger.experiment.get_metric_history(logger.run_id, key)]
 
@@ -413,7 +346,9 @@ def test_mlflow_has_scalars_pictures_and_a_table_on_the_users_axis(
         assert [step for step, _ in found] == steps
         assert [value for _, value in found] == pytest.approx(expected, rel=1e-5, abs=1e-6)
     assert mlflow_pictures(logger) == {
-        (f"lyapunov_figures/{name}", step) for name in ("spectrum", "training") for step in (0, *EPOCH_ENDS)
+        (name, step)
+        for name in ("lyapunov/overview", *(f"lyapunov_figures/{one}" for one in ("along", "spectrum", "training")))
+        for step in (0, *EPOCH_ENDS)
     }
     table = logger.experiment.download_artifacts(logger.run_id, "lyapunov/measurements.csv", str(tmp_path))
     header, *rows = csv.reader(Path(table).read_text(encoding="utf-8").splitlines())
@@ -461,7 +396,7 @@ def test_trainer_and_loggers_of_either_package(
     wandb.teardown()
     assert told(record) == []
     steps, picture = [0, *EPOCH_ENDS], "lyapunov_figures/spectrum"
-    accumulator, (rows, _) = events(board), wandb_run(tmp_path)
+    accumulator, (rows, _) = events(board.log_dir), wandb_run(tmp_path)
     assert list(scalars(accumulator)["lyapunov/max"]) == steps
     assert_histogram(accumulator, steps, 2 * HIDDEN)
     assert picture in accumulator.Tags()["images"]
@@ -473,11 +408,6 @@ def test_trainer_and_loggers_of_either_package(
 
 
 # ---------------------------------------------------------------- CSV, none, several, unknown
-
-
-def csv_rows(logger: CSVLogger) -> list[dict[str, str]]:
-    with open(Path(logger.log_dir) / "metrics.csv", encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize("validate", [True, False])
@@ -541,7 +471,7 @@ def test_unknown_logger_gets_the_scalars_and_nothing_else(tmp_path: Path) -> Non
 def test_every_logger_is_served(tmp_path: Path) -> None:
     board, table, minimal = TensorBoardLogger(tmp_path), CSVLogger(tmp_path), Minimal()
     fitted(tmp_path, [minimal, table, board])
-    accumulator = events(board)
+    accumulator = events(board.log_dir)
     assert list(scalars(accumulator)["lyapunov/max"]) == [0, *EPOCH_ENDS]
     assert_histogram(accumulator, [0, *EPOCH_ENDS], 2 * HIDDEN)
     assert [int(row["step"]) for row in csv_rows(table) if row["lyapunov/max"]] == [0, *EPOCH_ENDS]
@@ -600,7 +530,7 @@ def test_histogram_that_fails_does_not_end_the_run(tmp_path: Path) -> None:
         fitted(tmp_path, board)
     (text,) = told(record)
     assert "BrokenBoard refused the measurement (OSError: disk full)" in text
-    assert list(scalars(events(board))["lyapunov/max"]) == [0, *EPOCH_ENDS]
+    assert list(scalars(events(board.log_dir))["lyapunov/max"]) == [0, *EPOCH_ENDS]
 
 
 def test_logger_that_fails_does_not_starve_the_next(tmp_path: Path) -> None:

@@ -88,7 +88,8 @@ def test_pictures_come_at_the_first_two_measurements_then_ever_more_rarely_and_a
     gallery = Gallery()
     fitted([gallery], max_epochs=epochs)
     assert [step for key, step, _ in gallery.pictures if key == "lyapunov_figures/spectrum"] == steps
-    assert {key for key, *_ in gallery.pictures} == {"lyapunov_figures/spectrum", "lyapunov_figures/training"}
+    drawn = {f"lyapunov_figures/{name}" for name in ("along", "spectrum", "training")}
+    assert {key for key, *_ in gallery.pictures} == {"lyapunov/overview", *drawn}
     for _, _, picture in gallery.pictures:
         assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
         assert len(np.unique(picture)) > 20  # it is not empty
@@ -104,7 +105,7 @@ def test_map_and_prediction_are_drawn_where_there_is_a_scorer_and_layers_where_t
     gallery = Gallery()
     fitted([gallery], Regressor(nn.GRU(3, 6, 2, batch_first=True)), scorer="general")
     drawn = {key.removeprefix("lyapunov_figures/") for key, *_ in gallery.pictures}
-    assert drawn == {"spectrum", "training", "prediction", "latent", "layers"}
+    assert drawn == {"lyapunov/overview", "along", "spectrum", "training", "prediction", "latent", "layers"}
 
 
 def test_pictures_wait_for_room_in_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +187,8 @@ def test_without_matplotlib_there_are_no_pictures_and_no_failure(
 def test_wandb_is_told_the_axis_of_each_group(prefix: str, scores: str) -> None:
     logger = WandbLogger()
     trackers.prepare(logger, prefix)
-    assert set(logger.rules) == {f"{prefix}/*", f"{scores}/*"}
+    summed = {f"{prefix}/{name}" for name in ("seconds", "trusted_fraction", "floored")}  # otherwise than by the last
+    assert set(logger.rules) == {f"{prefix}/*", f"{scores}/*", *summed}
     assert all(rule["step_metric"] == "trainer/global_step" for rule in logger.rules.values())
 
 
@@ -262,6 +264,6 @@ def test_growth_is_told_in_words_when_it_begins(caplog: pytest.LogCaptureFixture
     with caplog.at_level("INFO", "lightning_lyapunov"):  # how grave it is its rate says
         ours = fitted(False, model)
     assert all(value > 0 for value in ours.history.values("max"))
-    told = [record.getMessage() for record in caplog.records if record.name.startswith("lightning_lyapunov.")]
+    told = [message for message in caplog.messages if " updates: " in message]
     assert len(told) == 1 and told[0].startswith("0 updates: Over your 12 steps a gradient grows")
     assert "chao" not in told[0]

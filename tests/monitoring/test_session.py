@@ -195,7 +195,7 @@ def test_a_logger_that_refuses_is_told_of_once_by_its_kind() -> None:
     for _ in range(2):
         watch.session.warn_of_logger(Path("a"), OSError("disk full"))
     (text,) = watch.said
-    assert text.endswith("Path refused the measurement (OSError: disk full).")
+    assert text.endswith("Path refused the measurement (OSError: disk full). (docs/warnings.md#logger-refused)")
 
 
 # ---------------------------------------------------------------- ranks

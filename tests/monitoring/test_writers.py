@@ -8,6 +8,7 @@ import torch
 
 from lightning_lyapunov.monitoring.options import Options
 from lightning_lyapunov.monitoring.writers import write_figures, writers_of
+from lightning_lyapunov.names import selected
 
 FIGURES = {"max": 0.5, "mean": -1.0, "seconds": 2.0, "aelle/performance": 0.75}
 EXPONENTS = torch.tensor([0.5, -0.5, -1.0])
@@ -50,7 +51,8 @@ class Run:
 
 def write(*targets: Any, step: int = 3, refused: Any = None, epoch: int | None = None, **options: Any) -> None:
     told = Options(**{"metrics": ["mean", "max"], "scorer": None, **options})
-    write_figures(writers_of(targets), FIGURES, step, told, EXPONENTS, refused or pytest.fail, epoch=epoch)
+    figures, drawn = selected(FIGURES, told.logged), EXPONENTS if told.with_histogram else None
+    write_figures(writers_of(targets), figures, step, told.prefix, drawn, refused or pytest.fail, epoch=epoch)
 
 
 def test_a_board_gets_the_figures_that_were_asked_for_and_a_histogram() -> None:

@@ -199,7 +199,7 @@ def test_where_all_begin_as_the_identity_that_is_a_note_at_first_and_a_concern_l
     assert found(made)["all_unchanged"].text.startswith("All 12 blocks pass everything on unchanged. That is as it")
     assert str(verdict([made])) == "healthy: No more than a note: All 12 blocks pass everything on unchanged."
     later = found(replace(made, step=100, epoch=1))["all_unchanged"]
-    assert later.is_concern and later.text.startswith("All 12 blocks still pass everything on unchanged (epoch 1).")
+    assert later.is_concern and later.text.startswith("All 12 blocks still pass everything on unchanged (epoch 2).")
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def test_before_the_first_measurement_there_is_no_verdict() -> None:
 
 def test_nothing_amiss_is_healthy(write: Write) -> None:
     write(rates_of(100))
-    assert verdict(course(-0.05, -0.05)) == Verdict("healthy", "Nothing was found that goes with failure.")
+    assert verdict(course(-0.05, -0.05)) == Verdict("healthy", "Nothing was found that goes with failure.", "Train on.")
     assert str(verdict(course(-0.05))) == "healthy: Nothing was found that goes with failure."
 
 

@@ -1,7 +1,9 @@
 """The record of a run: bounded, evenly spread over it, and fit to travel in a checkpoint."""
 
+import csv
 import io
 import math
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -161,7 +163,7 @@ def test_folds_of_a_cross_validation_are_kept_apart() -> None:
     assert runs(history) == [(0, [0, 1, 2]), (1, [0, 1]), (2, [0, 1, 2, 3])]
     assert (len(history), history[0].step, history[-1].step, history.runs_before) == (4, 0, 3, 2)
     assert history.values("max") == [0.0, -1.0, -2.0, -3.0]
-    alone = [f.text.replace("epoch 0", "epoch 2") for f in findings(several(4))]
+    alone = [f.text.replace("epoch 1", "epoch 3") for f in findings(several(4))]
     assert [f.text for f in findings(history)] == alone
 
 
@@ -370,3 +372,72 @@ def test_a_checkpoint_of_the_version_before_is_read_as_it_was_written(tmp_path: 
         ours.load_state_dict(torch.load(path, weights_only=True)["callbacks"].popitem()[1])
     assert ours.history.values("max") == [0.1]
     assert "growing" not in {f.state for f in findings(ours.history)}  # 12 · 0.1 = 1.2 nats
+
+
+# ---------------------------------------------------------------- as a list, a table, a line
+
+
+def told(*metrics: dict[str, float]) -> History:
+    history = History("mine")
+    for i, known in enumerate(metrics):
+        history.append(replace(measured(10 * i), metrics=known, source="validation"))
+    return history
+
+
+def test_slices_are_histories_of_their_own() -> None:
+    history = filled(6)
+    some = history[2:]
+    assert isinstance(some, History) and steps_of(some) == [2, 3, 4, 5] == [m.step for m in list(history)[2:]]
+    assert (some.prefix, some.kind, some.earlier) == (history.prefix, history.kind, ())
+    assert steps_of(history[::-2]) == [5, 3, 1] and len(history[9:]) == 0
+    some.append(measured(6))
+    assert (len(some), len(history)) == (5, 6)
+    assert steps_of(reloaded(some)[0]) == [2, 3, 4, 5, 6]
+
+
+def test_rows_hold_every_figure_and_nan_where_it_was_not_known() -> None:
+    first, second = told({"max": 0.1}, {"max": 0.2, "aelle/performance": 0.5}).rows()
+    assert first | {"aelle/performance": 0} == {
+        "step": 0, "epoch": 0, "source": "validation", "max": 0.1, "aelle/performance": 0,
+    }  # fmt: skip
+    assert math.isnan(first["aelle/performance"]) and second["aelle/performance"] == 0.5
+
+
+def test_csv_is_read_back_by_the_standard_library(tmp_path: Path) -> None:
+    history = told({"max": 1 / 3}, {"max": -math.inf, "seconds": 2.0})
+    text = history.to_csv(tmp_path / "run.csv")
+    assert (tmp_path / "run.csv").read_bytes() == text.encode()
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [(int(row["step"]), float(row["max"]), row["seconds"]) for row in rows] == [
+        (0, 1 / 3, ""), (10, -math.inf, "2.0"),
+    ]  # fmt: skip
+    assert History().to_csv() == "step,epoch,source\n"
+
+
+def test_pandas_gets_the_same_by_step() -> None:
+    pytest.importorskip("pandas")
+    frame = told({"max": 0.1}, {"max": 0.2, "seconds": 2.0}).to_pandas()
+    assert frame.index.tolist() == [0, 10] and frame.index.name == "step"
+    assert frame["max"].tolist() == [0.1, 0.2] and frame["seconds"].isna().tolist() == [True, False]
+    assert list(History().to_pandas().columns) == ["epoch", "source"]
+
+
+def test_without_pandas_its_install_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install pandas"):
+        filled(1).to_pandas()
+
+
+def test_measurements_and_histories_are_told_on_one_line() -> None:
+    kept = Measurement.of(spectrum(0.13, -0.5, growth=growth([2.5] * 8, steps=100)), step=1200, epoch=3)
+    assert repr(kept) == (
+        "Measurement(update 1,200, epoch 3: largest exponent +0.13 ± 0.03 nats/step, settled, gradient 12-fold over "
+        "your 100 steps)"
+    )
+    history = History("mine")
+    assert repr(history) == "History('mine', 0 measurements)"
+    history.append(kept)
+    assert repr(history) == f"History('mine', 1 measurement, newest {kept!r})"
+    history.append(measured(0))
+    assert "1 measurement, 1 earlier run, newest" in repr(history)
+    assert "\n" not in repr(replace(kept, exponents=torch.full((0,), 0.0), settled=None, error=None))

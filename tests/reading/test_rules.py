@@ -89,10 +89,10 @@ def test_of_exponents_that_have_not_settled_nobody_speaks_of_chaos(made: Measure
 
 
 def test_chaos_is_told_in_figures_with_since_when_and_what_to_do() -> None:
-    """Oracle: e^8.32 = 4,105; the run of chaos began at the fourth measurement, that of epoch 2."""
+    """Oracle: e^8.32 = 4,105; the run of chaos began at the fourth measurement, in the third epoch."""
     text = of(findings(course(-0.1, 0.2, -0.1, 0.1, 0.13)), "chaotic").text
     assert text == (
-        "The largest exponent is +0.13 ± 0.02 nats/step and has been above 0 beyond its error since epoch 2: the "
+        "The largest exponent is +0.13 ± 0.02 nats/step and has been above 0 beyond its error since epoch 3: the "
         "network is chaotic, and over your 64 steps a gradient grows 4,100-fold in a typical sequence (at most "
         "11,000-fold). Lower the recurrent gain or the learning rate, or clip gradients. Of 100 networks told this "
         "before the first update, 10 % learnt their task within 1,000,000,000."
@@ -110,7 +110,7 @@ def test_growth_is_told_where_exponents_have_not_settled() -> None:
     )
     text = of(findings(course(0.0, 0.0, 0.1, 0.1, settled=False)), "growing").text
     assert (
-        "; it has grown by more than 7.4-fold at every measurement since epoch 1. Lower the recurrent gain or" in text
+        "; it has grown by more than 7.4-fold at every measurement since epoch 2. Lower the recurrent gain or" in text
     )
     text = of(findings(course(0.1, 0.1, settled=False)), "growing").text  # before there was a learning rate
     assert "Lower the recurrent gain, or initialise it orthogonally." in text and "clip" not in text
@@ -144,7 +144,7 @@ def test_growth_is_not_said_to_have_begun_before_it_was_measured() -> None:
     old = [of_an_older_version(0.13, step=10 * i, epoch=i) for i in range(3)]
     new = [measured(0.13, settled=False, step=10 * i, epoch=i) for i in (3, 4)]
     text = of(findings(history(*old, *new)), "growing").text
-    assert "by more than 7.4-fold at every measurement since epoch 3 at least." in text
+    assert "by more than 7.4-fold at every measurement since epoch 4 at least." in text
 
 
 def test_what_was_measured_over_fewer_steps_is_told_so() -> None:
@@ -200,7 +200,7 @@ def test_chaos_that_saturates_is_one_story_with_its_cause() -> None:
     (finding,) = (f for f in findings(run) if f.level == "warning")
     assert finding.state == "saturated"
     assert finding.text.startswith("Before the first update the network was chaotic: its largest exponent was +0.30 ±")
-    assert "a gradient grew 2.2·10^8-fold" in finding.text and "dead since epoch 1" in finding.text
+    assert "a gradient grew 2.2·10^8-fold" in finding.text and "dead since epoch 2" in finding.text
     assert "saturat" in finding.text and "begin again" in finding.text
     assert not {"collapsed", "chaotic", "dead_directions"} & states(findings(run))
     unsettled = history(measured(0.3, step=0, settled=False), measured(-math.inf, **dead))
@@ -374,7 +374,7 @@ def test_a_single_sequence_is_no_evidence() -> None:
 def test_one_measurement_says_what_is_missing() -> None:
     found = now(-0.05)
     assert states(found) == {"stable", "evidence"}
-    assert "one measurement so far (epoch 3)" in of(found, "evidence").text
+    assert "one measurement so far (epoch 4)" in of(found, "evidence").text
 
 
 ODD = {
@@ -438,16 +438,16 @@ def test_the_point_before_training_of_another_source_is_compared_with_nothing() 
     assert alone == both
     chaotic = [*by("training", 0.2), *by("validation", 0.2, 0.2, start=10)]
     text = of(findings(history(*chaotic)), "chaotic").text
-    assert "since epoch 3: the network is chaotic" in text and "or the learning rate" in text
+    assert "since epoch 4: the network is chaotic" in text and "or the learning rate" in text
     text = of(findings(history(*chaotic[:2])), "evidence").text
-    assert text.startswith("There is one measurement driven by validation data so far (epoch 3): what training changes")
+    assert text.startswith("There is one measurement driven by validation data so far (epoch 4): what training changes")
 
 
 def test_the_story_of_saturation_may_use_both_sources_and_names_the_other() -> None:
     first, dead = by("training", 0.3), by("validation", -math.inf, -math.inf, start=10)
     text = of(findings(history(*first, *dead)), "saturated").text
     assert text.startswith("Before the first update, driven by training data, the network was chaotic: its largest")
-    assert "every direction of the state is dead since epoch 3." in text
+    assert "every direction of the state is dead since epoch 4." in text
     text = of(findings(history(*by("validation", 0.3), *dead)), "saturated").text
     assert text.startswith("Before the first update the network was chaotic")
     assert states(news(history(*first, *dead[:1]))) == {"saturated"} and news(history(*first, *dead)) == []
@@ -531,6 +531,14 @@ def test_an_initial_network_can_be_chaotic_but_has_nothing_to_lose() -> None:
     assert told(0.2, 0.2) == [{"chaotic"}, set()]
     assert told(-0.5, -0.5) == [set(), set()]
     assert told(-1.5, -1.5) == [set(), set()]
+
+
+def test_what_was_there_from_the_start_is_news_once_it_calls_for_action(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the networks that forgot 60 in 100 failed, and of those that still did after 30 updates, 97."""
+    counts = {"0": [100, 60, 40, 0, 0.5], "30": [100, 97, 3, 0, 0.9]}
+    more = rates_of(moments=[0, 30], told={"forgetting": {"all": counts}})
+    monkeypatch.setattr(rates, "shipped", lambda: more)
+    assert told(-0.4, -0.4, -0.4, -0.4, -0.4, -0.4) == [set(), set(), set(), {"forgetting"}, set(), set()]
 
 
 def test_mild_chaos_is_no_news() -> None:

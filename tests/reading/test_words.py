@@ -99,10 +99,10 @@ def test_figures_have_the_digits_of_their_errors(value: float, error: float, wor
 def test_what_older_measurements_cannot_vouch_for_is_told_as_at_least() -> None:
     old = [of_an_older_version(0.13, step=10 * i, epoch=i) for i in range(3)]
     new = [measured(0.13, step=10 * i, epoch=i) for i in (3, 4)]
-    assert since([*old, *new], lambda m: True) == "since epoch 3 at least"
-    assert since([*old, *new], lambda m: m.epoch > 3) == "since epoch 4"
-    assert since(old, lambda m: m.epoch > 0) == "since epoch 1"
-    assert since(new, lambda m: True) == "since epoch 3"
+    assert since([*old, *new], lambda m: True) == "since epoch 4 at least"
+    assert since([*old, *new], lambda m: m.epoch > 3) == "since epoch 5"
+    assert since(old, lambda m: m.epoch > 0) == "since epoch 2"
+    assert since(new, lambda m: True) == "since epoch 4"
 
 
 # ------------------------------------------------------------------ over a sequence

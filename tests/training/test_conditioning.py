@@ -87,7 +87,7 @@ def told() -> Iterator[list[str]]:
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is said without a warning."""
     texts: list[str] = []
-    monkeypatch.setattr(module, "rank_zero_info", texts.append)
+    monkeypatch.setattr(module, "inform", texts.append)
     return texts
 
 

@@ -486,7 +486,7 @@ def test_arguments_out_of_range_are_refused(given: dict[str, Any], message: str)
 def test_the_docstring_has_all_keys_with_their_units() -> None:
     """Oracle: the table of names."""
     (table,) = re.findall(r"=+(?: +=+)+\n(.*?)\n *=+(?: +=+)+$", DepthSpectrumCallback.__doc__ or "", re.M | re.S)
-    rows = dict(re.findall(r"^ *``(\S+?)`` +(\S+) ", table, re.M))
+    rows = dict(re.findall(r"^ *``(\S+?)`` +(.+?)  ", table, re.M))
     assert rows == {name: quantity.unit for name, quantity in QUANTITIES.items()}
 
 

@@ -502,7 +502,8 @@ def test_a_measurement_left_out_is_told_to_who_waits_for_it_and_the_advice_works
         "A measurement was left out to stay within max_overhead=0.03, and more may follow. "
         "EarlyStopping(monitor='lyapunov/max', patience=3) watches what is measured, which takes a value that it reads "
         "again for one without improvement. LyapunovEarlyStopping(monitor='lyapunov/max', patience=3) in its place "
-        "counts measurements; max_overhead=None leaves no measurement out, a larger share fewer."
+        "counts measurements; max_overhead=None leaves no measurement out, a larger share fewer. "
+        "(docs/warnings.md#old-values)"
     )
     advised = eval(text[text.index("LyapunovEarlyStopping(") : text.index(" in its place")])
     assert updates(advised) == 64
@@ -781,6 +782,6 @@ def test_what_will_end_nothing_is_told(conditions: Any, options: dict[str, Any],
     text = (
         "LyapunovEarlyStopping: 'converged' ends no run here: on the bank it was wrong too often where the skill so "
         "far is not known (performance, performance_range). With min_updates it counts nevertheless, from that "
-        "update on."
+        "update on. (docs/warnings.md#never-stops)"
     )
     assert told == [text] * warns

@@ -10,12 +10,14 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from lightning_lyapunov.monitoring.loggers.charts import ChartsOf, charts_of_spectra
-from lightning_lyapunov.monitoring.loggers.trackers import log_pictures, log_table, prepare, takes_pictures
-from lightning_lyapunov.names import MEASURED, ON_REQUEST, QUANTITIES, SCORED, key_of
+from lightning_lyapunov.monitoring.loggers.trackers import attempt, log_pictures, log_table, prepare, takes_pictures
+from lightning_lyapunov.names import MEASURED, ON_REQUEST, QUANTITIES, SCORED, SPECTRA, Table, key_of
 from lightning_lyapunov.reading.history import History
 
 FIRST = 0.8
 """Seconds that drawing is expected to take before it was done."""
+FIRST_OF_ALL = "overview"
+"""The picture of the whole run."""
 COLUMNS = (*MEASURED, *ON_REQUEST, *SCORED)
 """What the table of measurements holds beside update, epoch and skill so far, as far as it is known."""
 FiguresOf: TypeAlias = Callable[[History[Any]], Mapping[str, Any]]
@@ -29,6 +31,7 @@ class Panels:
         wanted: Whether any pictures are.
         refused: Told of a logger that refused something: the logger and its error.
         charts: What makes the charts of a dashboard.
+        table: Of what is measured.
         columns: Names of the figures that the table of measurements holds, as far as they are known.
         beside: What else it holds: headings, each with the field of a measurement.
 
@@ -42,11 +45,12 @@ class Panels:
         refused: Callable[[Any, Exception], None],
         *,
         charts: ChartsOf = charts_of_spectra,
+        table: Table = SPECTRA,
         columns: Sequence[str] = COLUMNS,
         beside: Sequence[tuple[str, str]] = (("skill so far", "reached"),),
     ) -> None:
         self._wanted, self._refused = wanted, refused
-        self._charts, self._columns, self._beside = charts, columns, beside
+        self._charts, self._table, self._columns, self._beside = charts, table, columns, beside
         self.seconds = FIRST
         self._measurements = 0
         self._drawn_at: int | None = None  # update of the last ones
@@ -54,8 +58,7 @@ class Panels:
     def begin(self, loggers: Sequence[Any], prefix: str, names: Sequence[str] = tuple(QUANTITIES)) -> None:
         """Tell the loggers how to group what is to come, the figures of these names."""
         self._measurements, self._drawn_at = 0, None
-        for logger in loggers:
-            self._try(logger, prepare, prefix, names, self._charts)
+        attempt(loggers, self._refused, prepare, prefix, names, self._charts, self._table)
 
     def stop(self) -> None:
         """Draw no more."""
@@ -96,8 +99,7 @@ class Panels:
         self.load()
         start = time.perf_counter()
         pictures = self._pictures(history, figures)
-        for logger in filter(takes_pictures, loggers):
-            self._try(logger, log_pictures, pictures, step)
+        attempt([*filter(takes_pictures, loggers)], self._refused, log_pictures, pictures, step)
         self._drawn_at, self.seconds = history[-1].step, time.perf_counter() - start
 
     def close(self, loggers: Sequence[Any], history: History[Any], step: int) -> None:
@@ -119,17 +121,13 @@ class Panels:
             *(heading for heading, _ in self._beside),
             *(key_of(name, history.prefix) for name in names),
         ]
-        for logger in loggers:
-            self._try(logger, log_table, f"{history.prefix}/measurements", columns, rows, step)
+        attempt(loggers, self._refused, log_table, f"{history.prefix}/measurements", columns, rows, step)
 
     def _pictures(self, history: History[Any], figures: FiguresOf) -> dict[str, Any]:
-        return {f"{history.prefix}_figures/{name}": _pixels(figure) for name, figure in figures(history).items()}
-
-    def _try(self, logger: Any, write: Callable[..., None], *what: Any) -> None:
-        try:
-            write(logger, *what)
-        except Exception as error:  # a tracker that is down is no reason to end a run
-            self._refused(logger, error)
+        """By tag; that of the whole run among the figures of the prefix itself."""
+        drawn = figures(history)
+        groups = {name: "" if name == FIRST_OF_ALL else "_figures" for name in drawn}
+        return {f"{history.prefix}{groups[name]}/{name}": _pixels(figure) for name, figure in drawn.items()}
 
 
 def _pixels(figure: Any) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from lightning_lyapunov.monitoring.loggers.charts import ChartsOf, Interval, charts_of_spectra
-from lightning_lyapunov.names import QUANTITIES, key_of
+from lightning_lyapunov.names import QUANTITIES, SPECTRA, Table, key_of
 
 _LAID_OUT: WeakKeyDictionary[Any, dict[str, dict[str, list[Any]]]] = WeakKeyDictionary()
 """The charts of each writer so far: several callbacks may log to one."""
@@ -32,22 +32,32 @@ BINS = 32
 
 def takes_pictures(logger: Any) -> bool:
     """Whether :func:`log_pictures` does anything."""
-    kinds = _kinds(logger)
+    kinds = kinds_of(logger)
     return bool(kinds & {"TensorBoardLogger", "WandbLogger", "MLFlowLogger"}) or hasattr(logger, "log_image")
 
 
+def keeps_rows(logger: Any) -> bool:
+    """Whether it makes a row of each measurement, which is to have the same columns each time, rather than charts."""
+    return bool(kinds_of(logger) & {"CSVLogger", "Function"})
+
+
 def prepare(
-    logger: Any, prefix: str, names: Sequence[str] = tuple(QUANTITIES), charts: ChartsOf = charts_of_spectra
+    logger: Any,
+    prefix: str,
+    names: Sequence[str] = tuple(QUANTITIES),
+    charts: ChartsOf = charts_of_spectra,
+    table: Table = SPECTRA,
 ) -> None:
-    """Group the scalars: a layout of charts in TensorBoard, the step axis in Weights & Biases.
+    """Group the scalars: a layout of charts in TensorBoard, the step axis and what sums up in Weights & Biases.
 
     Args:
         logger: What is written to.
         prefix: That of the keys.
         names: Of what will be logged, as :func:`~lightning_lyapunov.names.selection` tells them.
         charts: What makes the charts.
+        table: Of what is measured.
     """
-    kinds = _kinds(logger)
+    kinds = kinds_of(logger)
     if "TensorBoardLogger" in kinds and (layout := _layout(prefix, names, charts)):
         writer = logger.experiment
         _LAID_OUT[writer] = _LAID_OUT.get(writer, {}) | layout
@@ -57,6 +67,11 @@ def prepare(
         # Lightning's own rule for all metrics is missing where a run was open before.
         for group in {prefix, key_of("aelle/", prefix).rstrip("/")}:
             run.define_metric(f"{group}/*", step_metric=STEP)
+        for name in names:
+            # Wandb keeps the last value plainly unless told otherwise, and {"last": value} if told so. A rule for one
+            # key takes the place of that for its group, so the axis is told again.
+            if (told := table.quantities.get(name)) is not None and told.summary != "last":
+                run.define_metric(key_of(name, prefix), step_metric=STEP, summary=told.summary)
 
 
 def _layout(
@@ -91,7 +106,7 @@ def log_measurement(
         exponents: (K,) any numbers; only the finite ones are drawn, since both trackers show nothing at all otherwise.
             None: no histogram.
     """
-    kinds = _kinds(logger)
+    kinds = kinds_of(logger)
     # Rounded, as NumPy makes no bins between numbers that differ by rounding alone.
     values = [] if exponents is None else [round(value, 6) for value in exponents[exponents.isfinite()].tolist()]
     row: dict[str, Any] = dict(scalars)
@@ -107,7 +122,7 @@ def log_measurement(
 
 def log_pictures(logger: Any, pictures: Pictures, step: int) -> None:
     """Write pictures, on the same step axis as the scalars."""
-    kinds = _kinds(logger)
+    kinds = kinds_of(logger)
     if "TensorBoardLogger" in kinds:
         for tag, picture in pictures.items():
             logger.experiment.add_image(tag, picture, step, dataformats="HWC")
@@ -131,7 +146,7 @@ def log_table(logger: Any, name: str, columns: Sequence[str], rows: Sequence[Seq
     """
     if not rows:
         return
-    kinds = _kinds(logger)
+    kinds = kinds_of(logger)
     if "WandbLogger" in kinds:
         logger.log_table(name, columns=list(columns), data=[list(row) for row in rows], step=step)
     elif "MLFlowLogger" in kinds:
@@ -140,6 +155,24 @@ def log_table(logger: Any, name: str, columns: Sequence[str], rows: Sequence[Seq
         logger.experiment.log_text(logger.run_id, text.getvalue(), f"{name}.csv")
 
 
-def _kinds(logger: Any) -> set[str]:
+def attempt(
+    loggers: Sequence[Any], refused: Callable[[Any, Exception], None], write: Callable[..., None], *what: Any
+) -> None:
+    """Write something to each logger; one that is down is told of, and is no reason to end a run.
+
+    Args:
+        loggers: What is written to.
+        refused: Told of a logger that refused: the logger and its error.
+        write: What writes, given the logger first.
+        *what: What else it is given.
+    """
+    for logger in loggers:
+        try:
+            write(logger, *what)
+        except Exception as error:
+            refused(logger, error)
+
+
+def kinds_of(logger: Any) -> set[str]:
     """Names of its classes, and of those that it stands for."""
     return {cls.__name__ for cls in type(logger).__mro__} | getattr(type(logger), "kinds", frozenset())
