@@ -183,7 +183,7 @@ def test_weights_are_those_of_the_constrained_minimum(seed: int) -> None:
     wanted[:, 1] = bits
     table = Combination.fit([(rows, each)], wanted, weights, groups).table[int(state(rows)[0])]
     expected = constrained(*(part.double().numpy() for part in (said, bits, weights)), groups, 1.0)
-    # Of predictors that are alike the minimum is flat, and where on it one stops is up to rounding: what is said is not.
+    # The minimum is flat where predictors are alike: where on it one stops is up to rounding, what is said is not.
     logits = expected[0] + said.double().numpy() @ expected[1:]
     for found in table[:, 1]:  # all knots have the same rows
         assert (found[1:] >= 0).all()
