@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import platform
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 import torch
+from markupsafe import Markup, escape
 
 import lightning_lyapunov
 from lightning_lyapunov.files import write_whole
@@ -189,6 +191,7 @@ class Page:
             trim_blocks=True,
             lstrip_blocks=True,
         )
+        environment.filters["code"] = with_code
         page = environment.get_template(template).render(
             page=self,
             written=datetime.now().astimezone(),
@@ -264,6 +267,16 @@ def missed(history: History[Any]) -> str:
         return ""
     updates, why = history.missed
     return f"Not measured since update {history[-1].step:,} of {updates:,}: {why.removesuffix('.')}."
+
+
+def with_code(text: str) -> Markup:
+    """A sentence in HTML, with what stands between backticks as code.
+
+    Example:
+        >>> with_code("a < b: `condition(rnn)`")
+        Markup('a &lt; b: <code>condition(rnn)</code>')
+    """
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 # ------------------------------------------------------------------ pictures

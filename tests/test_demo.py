@@ -136,7 +136,7 @@ def test_make_demo_runs_the_story_or_the_digits() -> None:
         "--seed 3": "-m lightning_lyapunov demo --seed 3",
         "--task digits --cell rnn --gain 3": "examples/digits.py --cell rnn --gain 3",
     }.items():
-        words = ["make", "-n", "demo", f"ARGS={told}", "DISPLAY=", "WAYLAND_DISPLAY="]
+        words = ["make", "-n", "--no-print-directory", "demo", f"ARGS={told}", "DISPLAY=", "WAYLAND_DISPLAY="]
         made = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
         assert made.stdout.rstrip().endswith(runs)
 

@@ -97,8 +97,8 @@ def test_each_is_explained() -> None:
 # ---------------------------------------------------------------- what is logged
 
 
-def test_nine_are_logged_by_default_and_all_or_some_if_asked_for() -> None:
-    assert selection("default") == (*LOGGED, *ON_REQUEST) and len(set(LOGGED)) == 9 and set(LOGGED) <= set(QUANTITIES)
+def test_ten_are_logged_by_default_and_all_or_some_if_asked_for() -> None:
+    assert selection("default") == (*LOGGED, *ON_REQUEST) and len(set(LOGGED)) == 10 and set(LOGGED) <= set(QUANTITIES)
     assert selection("all") == tuple(QUANTITIES)
     assert selection(["mean", "encoder/max", "rnn.l1/max", "encoder/aelle/baseline", "mean"], "encoder") == (
         *("mean", "max", "rnn.l1/max", "aelle/baseline"),

@@ -44,7 +44,7 @@ TEXT, TITLE = 9.0, 17.0
 """Points of the words and of the verdict."""
 _LETTERS, _LINES = 46, 4
 """Of a line of words, and such lines at most."""
-_LINE, _HEAD, _NAME, _PANEL, _TICKS, _GAP = 0.16, 0.36, 0.22, 0.78, 0.36, 0.06
+_LINE, _HEAD, _NAME, _PANEL, _TICKS, _GAP = 0.16, 0.4, 0.22, 0.78, 0.36, 0.06
 """Inches: of a line of words, the verdict, the name of a panel, the panel, what is below it, and between parts."""
 _LEFT, _RIGHT = 0.5, 0.2
 _LAYER = 16
@@ -113,8 +113,8 @@ def _composed(newest: Measurement, said: Verdict | None, panels: list[Panel]) ->
         figure.text(x, 1 - y / height, text, parse_math=False, va="top", **{"fontsize": TEXT, **options})
 
     head = f"{said.sign} {said.word}" if said else "nothing to tell"
-    write(0.05, _GAP, head, fontsize=TITLE, fontweight="bold", color=colour)
-    write(0.97, _GAP + 0.06, f"update {newest.step:,}", color=QUIET, ha="right")
+    write(0.05, _GAP + 0.04, head, fontsize=TITLE, fontweight="bold", color=colour)
+    write(0.97, _GAP + 0.1, f"update {newest.step:,}", color=QUIET, ha="right")
     write(0.05, _GAP + _HEAD, "\n".join(reason), linespacing=1.2)
     write(0.05, _GAP + _HEAD + _LINE * len(reason), "\n".join(advice), linespacing=1.2, fontweight="bold")
     y = top
@@ -134,7 +134,7 @@ def _composed(newest: Measurement, said: Verdict | None, panels: list[Panel]) ->
 
 def _wrapped(text: str) -> list[str]:
     """Lines, the last of which ends in dots where there would be more."""
-    lines = wrap(text, _LETTERS)
+    lines = wrap(text.replace("`", ""), _LETTERS)
     if len(lines) <= _LINES:
         return lines
     return [*lines[: _LINES - 1], f"{lines[_LINES - 1][: _LETTERS - 1].rstrip(' ,;:.')}…"]

@@ -250,10 +250,10 @@ def test_the_opening_tab_of_tensorboard_is_in_a_sensible_order(tmp_path: Path) -
     fitted(tmp_path, logger, callback={"metrics": "default", "scorer": "general"})
     names = [tag.rpartition("/")[2] for tag in sorted(tags_of(logger))]
     assert names == [
-        *("failure_probability", "performance", "gradient_gain", "gradient_growth"),
+        *("failure_probability", "familiarity", "performance", "gradient_gain", "gradient_growth"),
         *("max", "max_error", "near_zero_fraction", "overhead", "verdict"),
     ]
-    assert sorted(events(logger.log_dir).Tags()["scalars"])[:2] == ["aelle/failure_probability", "aelle/performance"]
+    assert sorted(events(logger.log_dir).Tags()["scalars"])[:2] == ["aelle/failure_probability", "aelle/familiarity"]
 
 
 def test_the_last_values_of_all_keys_are_of_the_same_measurement(tmp_path: Path) -> None:
