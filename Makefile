@@ -81,7 +81,8 @@ lint: $(VENV)/dev.stamp          ## check style and types
 	$(RUN) ruff format --check
 	$(RUN) mypy
 
-format: $(VENV)/dev.stamp        ## put the code into style
+format: $(VENV)/dev.stamp        ## put the code into style, and the keys into README
+	$(VENV)/bin/python docs/keys.py
 	$(RUN) ruff check --fix
 	$(RUN) ruff format
 

@@ -1,11 +1,12 @@
 """One table of names: what is logged, read, drawn and documented is in it, and it is in what is documented."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
 
-from lightning_lyapunov import LyapunovEarlyStopping, LyapunovSpectrumCallback
+from lightning_lyapunov import LyapunovEarlyStopping
 from lightning_lyapunov.cli import writing
 from lightning_lyapunov.monitoring.loggers import panels, trackers
 from lightning_lyapunov.names import (
@@ -16,7 +17,6 @@ from lightning_lyapunov.names import (
     QUANTITIES,
     RENAMED,
     SCORED,
-    Quantity,
     current_key,
     current_name,
     key_of,
@@ -27,44 +27,26 @@ from lightning_lyapunov.names import (
     with_old_keys,
 )
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def row_of(quantity: Quantity) -> str:
-    """Its row in README's tables, of measurements and of scores."""
-    unit = f" ({quantity.unit})" if quantity.unit else ""
-    meaning = quantity.meaning.replace("|", r"\|")
-    return f"| `{quantity.name.removeprefix('aelle/')}` | {meaning}{unit} | {quantity.advice} |"
-
-
-def rows_of_docstring() -> dict[str, str]:
-    """Of the callback's tables, by what stands in their first column, the unit."""
-    rows: dict[str, str] = {}
-    for table in re.findall(
-        r"^ *(=+(?: +=+)+)\n(.*?)\n *=+(?: +=+)+$", LyapunovSpectrumCallback.__doc__ or "", re.M | re.S
-    ):
-        columns = [match.start() for match in re.finditer("=+", table[0])]
-        for line in table[1].splitlines():
-            name, unit = line.strip()[: columns[1]].strip(), line.strip()[columns[1] : columns[2]].strip()
-            if line.strip().startswith("``"):
-                rows |= dict.fromkeys(re.findall("``(.*?)``", name), unit)
-    return rows
+def test_readme_has_the_tables_that_make_format_writes() -> None:
+    renewed = runpy.run_path(str(ROOT / "docs" / "keys.py"))["renewed"]
+    assert renewed(README) == README
 
 
 @pytest.mark.parametrize("name", QUANTITIES)
-def test_readme_has_the_row_of_each(name: str) -> None:
-    assert row_of(QUANTITIES[name]) in README
+def test_readme_says_of_each_what_it_is_and_what_to_do(name: str) -> None:
+    quantity = QUANTITIES[name]
+    row = next(line for line in README.splitlines() if line.startswith(f"| `{name.removeprefix('aelle/')}` |"))
+    assert quantity.unit in row and quantity.advice in row and quantity.meaning.replace("|", r"\|") in row
 
 
 def test_readme_has_no_other_rows() -> None:
     table = README.partition("## What the keys mean")[2].partition("\n## ")[0]
     names = re.findall(r"^\| `([^`]*)`", table, re.MULTILINE)
     assert sorted(names) == sorted(name.removeprefix("aelle/") for name in QUANTITIES)
-
-
-def test_the_callbacks_docstring_has_all_with_their_units() -> None:
-    expected = {name.removeprefix("aelle/"): quantity.unit or "--" for name, quantity in QUANTITIES.items()}
-    assert rows_of_docstring() == expected
 
 
 def test_every_name_is_read_somewhere_and_none_that_is_not_in_the_table() -> None:

@@ -107,59 +107,10 @@ class LyapunovSpectrumCallback(Guest):
         MisconfigurationException: In ``setup``, if another instance uses the same prefix, or if the Trainer's strategy
             keeps parameters in flat pieces (FSDP1, the third stage of DeepSpeed).
 
-    Keys, under the prefix ``lyapunov``, with their units. Monitors see all of them, the loggers those that ``metrics``
-    asks for. A value that is unknown, because the spectrum is partial or growth is not measured, is not there.
-
-    =============================  ===========  ========================================================================
-    ``max``                        nats/step    largest exponent λ₁, a rate in the long run where it has settled: above
-                                                0 the network is chaotic
-    ``max_error``                  nats/step    half-width of the 95 % bar of λ₁, the ± of every sentence and picture
-    ``max_stderr``                 nats/step    standard error of λ₁, from the spread between sequences alone
-    ``settled_fraction``           share        exponents that may be read as rates in the long run
-    ``gradient_gain``              nats         what a gradient grows by from the last step of a sequence to the first,
-                                                in a typical one: e to this power is the factor
-    ``gradient_growth``            nats         the most that a gradient can grow over a sequence, ln σ₁ of the product
-                                                of its Jacobians
-    ``gradient_horizon``           steps        steps in which a gradient changes e-fold, at its pace over a sequence;
-                                                at least so many where the error of the gain is larger than the gain
-    ``stability_margin``           nats/step    −λ₁ less its error: above 0 the network is stable, if λ₁ has settled
-    ``near_zero_fraction``         share        directions with |λ| < 0.05, which keep what they saw
-    ``unstable_fraction``          share        directions with λ > 0
-    ``kaplan_yorke_dimension``     --           dimension of the attractor; 0 where all exponents are negative, whatever
-                                                the network computes
-    ``kolmogorov_sinai_entropy``   nats/step    sum of the positive exponents
-    ``mean``                       nats/step    mean exponent, the rate of volume over the dimension
-    ``trusted_fraction``           share        exponents that rounding cannot have moved
-    ``floored``                    count        exponents below −100, which are logged as −100, dead directions (−∞)
-                                                among them
-    ``closed_loop_max``            nats/step    with ``closed_loop``, the largest exponent of the model fed with its
-                                                own forecasts
-    ``closed_loop_error``          nats/step    half-width of the 95 % bar of ``closed_loop_max``
-    ``distance``                   --           with ``reference``, how far the spectrum is from that of the reference
-                                                after as many updates: root mean square difference of e^λ, in order
-    ``verdict``                    0 to 2       0 healthy, 1 watch, 2 act: what was right of 80 %, or 95 %, of the
-                                                bank's networks that were told the same
-    ``seconds``                    s            what the measurement took
-    ``overhead``                   share        what recording, measuring, logging and pictures took, of the training
-                                                time so far
-    ``<layer>/max``                nats/step    with several layers, the largest exponent of each
-    =============================  ===========  ========================================================================
-
-    What the scorer says of it, under ``aelle``; under ``<prefix>/aelle`` if you choose another prefix. Skill is the
-    share of the way from chance to the best, unless a scorer of your own was fitted on something else.
-
-    =============================  ===========  ========================================================================
-    ``performance``                skill        predicted skill at the end of training, from 0 (chance) to 1 (the best
-                                                networks of a task)
-    ``performance_low``            skill        lower end of its 80 % interval
-    ``performance_high``           skill        upper end of its 80 % interval
-    ``baseline``                   skill        the same prediction without the spectrum, which it must beat
-    ``failure_probability``        probability  that the network never learns its task: final skill below 0.1
-    ``takeoff_probability``        probability  that its final skill is above 0.3; of a network at chance, that it will
-                                                still take off
-    ``ends_stable_probability``    probability  that the trained network is not chaotic
-    ``familiarity``                0 to 1       how like the networks that the scorer was fitted on this one is
-    =============================  ===========  ========================================================================
+    Keys, under the prefix ``lyapunov``: those of :data:`~lightning_lyapunov.names.QUANTITIES`, which says of each what
+    it is, in what unit, and what to do about it; what the scorer says stands under ``aelle``, or ``<prefix>/aelle`` if
+    you choose another prefix. Monitors see all of them, the loggers those that ``metrics`` asks for. A value that is
+    unknown, because the spectrum is partial or growth is not measured, is not there.
 
     Example::
 
