@@ -317,7 +317,7 @@ def in_a_process_of_its_own(call: str) -> dict[str, int]:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals and forks are those of POSIX")
-@pytest.mark.parametrize("kills", [25, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [10, pytest.param(200, marks=pytest.mark.slow)])
 def test_a_killed_build_loses_the_population_in_work_at_most(kills: int, tmp_path: Path) -> None:
     """Killed at any moment of training and writing, builds end with the bank of one that was not, byte for
     byte; on the way every record is whole, and no bank of fewer networks is made."""

@@ -203,6 +203,7 @@ FAULTS = {
 """The state that the diagnosis across depth finds in each network of the gallery, by the end of its training."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
 def test_each_network_of_the_depth_gallery_has_its_fault_and_is_cured(name: str, depth_gallery: Path) -> None:
     """A guess is right in a tenth of cases."""

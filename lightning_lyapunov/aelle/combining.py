@@ -225,5 +225,7 @@ def _non_negative_logistic(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
     start = torch.full_like(x[0], 0.1)
     start[0] = 0.0
     bounds = [(None, None), *[(0, None)] * (x.shape[1] - 1)]
-    found = minimize(loss, start.numpy(), jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-12})
+    found = minimize(
+        loss, start.numpy(), jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-12, "gtol": 1e-9}
+    )
     return torch.from_numpy(found.x)

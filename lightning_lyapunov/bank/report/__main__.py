@@ -19,9 +19,17 @@ def main() -> None:
     parser.add_argument("--kept", type=Path, default=Path("runs/bank/left-out"), help="where fits are kept")
     parser.add_argument("--set-aside", action="store_true", help="look at the families that nothing was based on")
     parser.add_argument("--gates", action="store_true", help="tell which demands on the first bank are met")
+    parser.add_argument("--jobs", type=int, default=2, help="processes that fit at once (2)")
     args = parser.parse_args()
     write_report(
-        args.bank, args.weights, args.page, args.picture, args.kept, with_gates=args.gates, look=args.set_aside
+        args.bank,
+        args.weights,
+        args.page,
+        args.picture,
+        args.kept,
+        with_gates=args.gates,
+        look=args.set_aside,
+        jobs=args.jobs,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -65,7 +64,7 @@ def fit_general(table: Table, *, members: int = 3, folds: int = 4, seed: int = 0
     return fit_scorer(table.examples, facts, members=members, folds=folds, seed=seed)
 
 
-def left_out(table: Table, key: str, kept: Path, made_by: str) -> Sayings:
+def left_out(table: Table, key: str, kept: Path, made_by: str, *, jobs: int = 1) -> Sayings:
     """What is said of every row by scorers that saw no row with its value of ``key``.
 
     Args:
@@ -73,20 +72,19 @@ def left_out(table: Table, key: str, kept: Path, made_by: str) -> Sayings:
         key: Property of networks, as ``"family"``.
         kept: Directory of what has been said so far; what is there is not fitted again.
         made_by: Digest of the general scorer, which tells bank and recipe: what was made by others is made again.
+        jobs: Processes that fit at once.
     """
-    parts = []
+    import joblib
+
     values = table.column(key)
-    for value in sorted(set(values)):
-        inside = torch.from_numpy(values == value)
-        path = kept / f"{key}-{value}.safetensors"
-
-        def make(inside: Tensor = inside) -> Sayings:
-            scorer = fit_general(table[~inside], members=1, folds=3)
-            return say(scorer, table[inside].rows, is_unknown=key == "cell")
-
-        parts.append((inside, _kept(path, made_by, make)))
-        print(f"left out {key} {value}", flush=True)
-    return {state: _joined([(inside, said[state]) for inside, said in parts]) for state in STATES}
+    parts = {value: torch.from_numpy(values == value) for value in sorted(set(values))}
+    fits = (
+        joblib.delayed(_said_of)(table, inside, kept / f"{key}-{value}.safetensors", made_by, is_unknown=key == "cell")
+        for value, inside in parts.items()
+    )
+    said = joblib.Parallel(n_jobs=jobs, verbose=0)(fits)
+    inside = list(parts.values())
+    return {state: _joined([(rows, one[state]) for rows, one in zip(inside, said, strict=True)]) for state in STATES}
 
 
 def say(scorer: AeLLEScorer, rows: Rows, *, is_unknown: bool) -> Sayings:
@@ -120,8 +118,8 @@ def _joined(parts: list[tuple[Tensor, Said]]) -> Said:
     return Said(**whole)
 
 
-def _kept(path: Path, made_by: str, make: Callable[[], Sayings]) -> Sayings:
-    """What a file holds, or what is made and written there now."""
+def _said_of(table: Table, inside: Tensor, path: Path, made_by: str, *, is_unknown: bool) -> Sayings:
+    """What a scorer says of some rows that saw only the others: read from a file, or fitted and written there."""
     if path.is_file():
         with reading(path, FORMAT) as (tensors, metadata):
             if metadata[FORMAT] == made_by:
@@ -129,9 +127,12 @@ def _kept(path: Path, made_by: str, make: Callable[[], Sayings]) -> Sayings:
                     state: Said(**{name: tensors[f"{_title(state)}.{name}"] for name in Said.__dataclass_fields__})
                     for state in STATES
                 }
-    said = make()
+    torch.set_num_threads(1)
+    scorer = fit_general(table[~inside], members=1, folds=3)
+    said = say(scorer, table[inside].rows, is_unknown=is_unknown)
     tensors = {f"{_title(state)}.{name}": value for state, one in said.items() for name, value in vars(one).items()}
     write_tensors(path, tensors, {FORMAT: made_by})
+    print(f"fitted {path.stem}", flush=True)
     return said
 
 

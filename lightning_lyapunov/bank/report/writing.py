@@ -28,7 +28,15 @@ def fit_on(bank: Bank, *, seed: int = 0) -> AeLLEScorer:
 
 
 def write_report(
-    path: Path, weights: Path, page: Path, picture: Path, kept: Path, *, with_gates: bool = False, look: bool = False
+    path: Path,
+    weights: Path,
+    page: Path,
+    picture: Path,
+    kept: Path,
+    *,
+    with_gates: bool = False,
+    look: bool = False,
+    jobs: int = 1,
 ) -> None:
     """Fit, evaluate and write: about an hour, of which what was done before an interruption is kept.
 
@@ -40,6 +48,7 @@ def write_report(
         kept: Directory of what scorers fitted without a part of the bank said of it.
         with_gates: Whether to tell which demands on the first bank are met.
         look: Whether to look at the families set aside; what is seen must change nothing.
+        jobs: Processes that fit at once.
     """
     torch.set_num_threads(1)
     bank = Bank.load(path)
@@ -51,7 +60,7 @@ def write_report(
     print(f"fitted on {scorer.card['networks']} networks", flush=True)
     every = Table.of(bank)
     table = development(every)
-    family, cell = (Comparison(table, left_out(table, key, kept, digest)) for key in ("family", "cell"))
+    family, cell = (Comparison(table, left_out(table, key, kept, digest, jobs=jobs)) for key in ("family", "cell"))
     strange = every[every.where(cell=UNKNOWN_CELLS) & ~every.where(family=bank.set_aside)]
     more = {}
     if len(strange):
