@@ -53,7 +53,7 @@ FIGURES = {
     ),
 }
 """Title and caption of each figure."""
-GRADIENT = ("unknown", "no_gradient", "vanishes", "doubtful", "explodes", "passes")
+GRADIENT = ("unknown", "no_gradient", "vanishes", "doubtful", "undecided", "explodes", "passes")
 BLOCKS = ("no_gradient", "dead_branch", "all_unchanged", "idle_late", "odd_block")
 """States of the findings that concern what happens to a gradient, and single blocks."""
 DOCS = (

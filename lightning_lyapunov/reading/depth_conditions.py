@@ -104,6 +104,7 @@ def state_of_depth(measurement: DepthMeasurement) -> str:
     ``explodes``      ln σ₁ − error > 10
     ``vanishes``      ln σ₁ + error < −5
     ``doubtful``      ln σ₁ − error > 6
+    ``undecided``     ln σ₁ > 6 or < −5, but not by more than its error
     ``passes``        none of these
     ================  ====================================================
 
@@ -119,7 +120,10 @@ def state_of_depth(measurement: DepthMeasurement) -> str:
         return "explodes"
     if value + error < THRESHOLDS["vanishes"].nats:
         return "vanishes"
-    return "doubtful" if value - error > THRESHOLDS["doubtful"].nats else "passes"
+    if value - error > THRESHOLDS["doubtful"].nats:
+        return "doubtful"
+    is_within = THRESHOLDS["vanishes"].nats <= value <= THRESHOLDS["doubtful"].nats
+    return "passes" if is_within else "undecided"
 
 
 def makers(measurement: DepthMeasurement) -> list[int]:

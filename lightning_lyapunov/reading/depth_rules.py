@@ -36,7 +36,7 @@ Run = Sequence[DepthMeasurement]
 
 
 _LEVELS = ("act", "warning", "good", "note")
-_NOTEWORTHY = ("doubtful", "all_unchanged", "odd_block")
+_NOTEWORTHY = ("doubtful", "undecided", "all_unchanged", "odd_block")
 """What the verdict on a healthy chain mentions."""
 
 
@@ -120,6 +120,12 @@ def _gradient(run: Run) -> Iterator[Finding]:
         yield Finding(state, "warning", f"{text} {advice}", is_concern=True, advice=advice)
     elif state == "no_gradient":
         yield _no_gradient(newest)
+    elif state == "undecided":
+        advice = "To tell, measure more samples (num_samples)."
+        many = newest.total[0] > 0
+        text = f"Whether a gradient {'grows' if many else 'shrinks'} too much across {_blocks(newest)} is not decided: "
+        text += f"{across(newest)}, and the threshold, e^{THRESHOLDS['doubtful' if many else 'vanishes'].nats:.0f}, "
+        yield Finding(state, "note", f"{text}lies within its error.{_before(run)} {advice}", advice=advice)
     elif state == "passes":
         yield Finding(state, "good", f"Gradients pass {_blocks(newest)}: {across(newest)}.{_before(run)}")
     else:

@@ -46,9 +46,11 @@ def found(*run: DepthMeasurement) -> dict[str, Finding]:
         (10.4, 0.3, "explodes"),
         (10.2, 0.3, "doubtful"),
         (6.4, 0.3, "doubtful"),
-        (6.2, 0.3, "passes"),
+        (6.2, 0.3, "undecided"),
+        (5.9, 0.3, "passes"),
         (0.0, 0.3, "passes"),
-        (-5.2, 0.3, "passes"),
+        (-4.9, 0.3, "passes"),
+        (-5.2, 0.3, "undecided"),
         (-5.4, 0.3, "vanishes"),
         (10.1, NAN, "explodes"),
         (-5.1, INF, "vanishes"),
@@ -60,6 +62,20 @@ def test_the_state_is_that_of_the_largest_growth_beyond_its_error(total: float, 
     made = chain([0.1] * 12, total=total, error=error)
     assert state_of_depth(made) == state
     assert state in found(made)
+
+
+def test_what_is_within_its_error_of_a_threshold_is_a_note_and_no_claim() -> None:
+    """Oracle: e^-5.9 = 1/370."""
+    made = chain([-0.4] * 12, total=-5.9, error=1.9, gain=-8.0)
+    assert found(made)["undecided"].text == (
+        "Whether a gradient shrinks too much across the 12 blocks is not decided: from output to input one shrinks to "
+        "1/370 (e^-5.9 ± 1.9) at best and to 1/3,000 in a typical direction, and the threshold, e^-5, lies within its "
+        "error. To tell, measure more samples (num_samples)."
+    )
+    told = verdict([made])
+    assert told is not None and told.word == "healthy"
+    assert str(told).startswith("healthy: No more than a note: Whether a gradient shrinks too much")
+    assert "grows too much" in found(chain([0.5] * 12, total=6.1))["undecided"].text
 
 
 def test_growth_is_told_in_factors_at_most_and_in_a_typical_direction() -> None:
