@@ -66,6 +66,8 @@ class Page:
         by_family: What was said of these rows, families left out.
         by_cell: The same, kinds of cell left out.
         more: Further parts of the bank that the general scorer was not fitted on, by title.
+        picture: File of the picture, beside the page.
+        command: That the page is written by.
     """
 
     def __init__(
@@ -74,8 +76,12 @@ class Page:
         by_family: Comparison,
         by_cell: Comparison,
         more: Mapping[str, Comparison],
+        *,
+        picture: str = "bank-report.png",
+        command: str = "make bank-report",
     ) -> None:
         self.scorer, self.by_family, self.by_cell, self.more = scorer, by_family, by_cell, more
+        self.picture, self.command = picture, command
         self.useful = by_family.table.is_useful
         moments = [u for u in REPORTED if bool((by_family.table.updates == u).any())]
         self.bars = {
@@ -108,7 +114,8 @@ class Page:
         return [
             *(f"{number}. {line}" for number, line in enumerate([*told, f"**How sure.** {self._sure()}"], 1)),
             "",
-            "![Who tells what before training, and how well networks of an unseen task are ranked](bank-report.png)",
+            "![Who tells what before training, and how well networks of an unseen task are ranked]"
+            f"({self.picture})",
         ]
 
     def _moment(self, updates: int, skill: bool) -> str:
@@ -146,7 +153,7 @@ class Page:
         table = self.by_family.table
         bank = table.bank
         return [
-            f"Written by `make bank-report` from a bank of {len(bank):,} networks, {len(set(bank.column('task')))} "
+            f"Written by `{self.command}` from a bank of {len(bank):,} networks, {len(set(bank.column('task')))} "
             f"tasks of {len(set(bank.column('family')))} families; the scorer is fitted on "
             f"{self.scorer.card['networks']:,} of them, of {len(self.scorer.card['families'])} families. Figures are "
             "means over families left out of the fit one by one ± standard error, in brackets the number of families "

@@ -68,7 +68,8 @@ def write_report(
     if look:
         aside = every[every.where(family=bank.set_aside, cell=ARCHITECTURES)]
         more["The families set aside"] = Comparison(aside, say(scorer, aside.rows, is_unknown=False))
-    said = Page(scorer, family, cell, more)
+    command = "make bank-gates" if with_gates else "make bank-report"
+    said = Page(scorer, family, cell, more, picture=picture.name, command=command)
     lines = ["# How well a network's end can be told from its spectrum", "", *said.lines()]
     if with_gates:
         lines += ["## What was demanded on the first bank", "", *gates(said), ""]
