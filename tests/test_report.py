@@ -346,7 +346,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch, general: AeLLEScorer) -> Callable[[
     def use(bank: Bank) -> None:
         monkeypatch.setattr(writing.Bank, "load", staticmethod(lambda path: bank))
         monkeypatch.setattr(writing, "fit_on", lambda bank: general)
-        monkeypatch.setattr(writing, "left_out", lambda table, key, kept, digest: sayings(table))
+        monkeypatch.setattr(writing, "left_out", lambda table, key, kept, digest, jobs: sayings(table))
 
     return use
 
