@@ -1,12 +1,13 @@
 """How well does a scorer of one's own rank networks that it has not seen? Parts of the bank, each as if a sweep.
 
 A *slice* is what a laboratory may have: a task's networks, 40 of them, one kind of cell of them, those of a whole
-family of tasks, one kind of cell of those. Each is cut into five folds, twins together; `AeLLEScorer.fit` gets four
-and scores the fifth, before training or after one epoch, told cell and size or not told. The general scorer that it
-begins from is refitted without the slice's families, in five groups. A figure is Spearman's ρ of what is said of all
-folds with the final skill, averaged over slices of a kind. *In folds* networks are only compared with those of their
-fold: where one fold happens to hold better networks the four others are worse, so their level is lower, which counts
-against whatever is fitted and not against a scorer as it is used; of few networks it is most of what is to be seen.
+family of tasks, one kind of cell of those; all are of the first bank, on which versions before were measured. Each is
+cut into five folds, twins together; `AeLLEScorer.fit` gets four and scores the fifth, before training or after one
+epoch, told cell and size or not told. The general scorer that it begins from is fitted on the bank in use without the
+slice's families, in five groups. A figure is Spearman's ρ of what is said of all folds with the final skill, averaged
+over slices of a kind. *In folds* networks are only compared with those of their fold: where one fold happens to hold
+better networks the four others are worse, so their level is lower, which counts against whatever is fitted and not
+against a scorer as it is used; of few networks it is most of what is to be seen.
 
 Beside the fit stand its candidates, each alone, their stack where the fit is the prior alone, the candidate with the
 smallest error on groups left out, and the general scorer unfitted. Differences are paired: the fit less the candidate
@@ -147,9 +148,9 @@ def sweep(table: Table, rows: np.ndarray, is_told: bool) -> Sweep:
     )
 
 
-def priors(table: Table, kept: Path) -> dict[str, AeLLEScorer]:
-    """For each family a general scorer that has not seen it."""
-    families, result = sorted(set(table.column("family"))), {}
+def priors(families: Sequence[str], table: Table, kept: Path) -> dict[str, AeLLEScorer]:
+    """For each family a general scorer of a table's networks that has not seen it."""
+    result = {}
     for group in range(GROUPS):
         path, left_out = kept / f"prior-{group}.safetensors", families[group::GROUPS]
         if not path.is_file():
@@ -255,9 +256,13 @@ def answers() -> list[dict[str, Any]]:
     return [json.loads(line) for line in ANSWERS.read_text("utf-8").splitlines()] if ANSWERS.is_file() else []
 
 
-def measure(bank: Path, name: str, kept: Path, alone: bool) -> None:
+def measure(bank: Path, general_bank: Path, name: str, kept: Path, alone: bool) -> None:
     table = development(Table.of(Bank.load(bank)))
-    general = priors(table, kept)
+    general = priors(
+        sorted(set(table.column("family"))),
+        table if general_bank == bank else development(Table.of(Bank.load(general_bank))),
+        kept,
+    )
     table = table[torch.isin(table.updates, torch.tensor(UPDATES))]
     families = table.column("family")
     done = {(a["name"], a["slice"], a["told"]) for a in answers()}
@@ -352,12 +357,13 @@ def mean(values: Sequence[float]) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bank", type=Path, default=ROOT / "bank" / "bank-1.safetensors")
+    parser.add_argument("--priors", type=Path, default=ROOT / "bank" / "records", help="bank of the general scorers")
     parser.add_argument("--name", default="stack", help="under which answers are kept")
     parser.add_argument("--kept", type=Path, default=ROOT / "runs" / "own_fits", help="where priors are kept")
     parser.add_argument("--alone", action="store_true", help="the fit without its candidates, as of another version")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    measure(args.bank, args.name, args.kept, args.alone)
+    measure(args.bank, args.priors, args.name, args.kept, args.alone)
     if not args.alone:
         print("\n".join(lines(args.name)))
 
