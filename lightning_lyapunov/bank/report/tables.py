@@ -111,12 +111,12 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows)]
 
 
-def scores_table(by_predictor: Mapping[str, Scored]) -> list[str]:
+def scores_table(by_predictor: Mapping[str, Scored], shown: Sequence[str] = SCORES) -> list[str]:
     """One row for each predictor: mean over families ± standard error; in the header how many families say anything."""
     any_one = next(iter(by_predictor.values()))
-    header = ["predictor", *(f"{score} ({summary(any_one, score)[2]})" for score in SCORES)]
+    header = ["predictor", *(f"{score} ({summary(any_one, score)[2]})" for score in shown)]
     rows = [
-        [name, *(mean_and_error(*summary(families, score)[:2]) for score in SCORES)]
+        [name, *(mean_and_error(*summary(families, score)[:2]) for score in shown)]
         for name, families in by_predictor.items()
     ]
     return markdown(header, rows)
