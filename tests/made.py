@@ -122,4 +122,4 @@ def rates_of(right: int = 90, networks: int = 100, **more: Any) -> dict[str, Any
     ]
     counts = [networks, right, networks - right, 0, 0.5]
     rates = {state: {group: {"0": counts} for group in ("all", "at chance", "learning")} for state in CONCERNS}
-    return {"until": 10**9, "longest": 10**9, "moments": [0], "told": rates, "stops": stops} | more
+    return {"until": 10**9, "ends": [10**9], "longest": 10**9, "moments": [0], "told": rates, "stops": stops} | more

@@ -110,6 +110,7 @@ def rates(bank: Bank, noted: Told, stops: Iterable[Stop] = ()) -> dict[str, Any]
         "format": FORMAT,
         "bank": {"networks": len(bank), "families": len(set(bank.column("family"))), "sha256": bank.digest},
         "until": max(ends),
+        "ends": sorted(ends),
         "longest": max(STEPS[task] for task in bank.column("task")),
         "moments": [updates for updates in bank.checkpoints if updates < max(ends)],
         "told": concerns,

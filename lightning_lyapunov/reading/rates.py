@@ -42,8 +42,8 @@ class Rate:
     """What was known of their skill by then."""
     cell: str
     """Their kind of cell; empty if of all kinds."""
-    within: int
-    """Updates by which they had ended."""
+    within: tuple[int, ...]
+    """Updates after which they ended, ascending: tasks that take longer were given longer."""
     told: int
     failed: int
     """Ended below a skill of 0.3."""
@@ -71,7 +71,8 @@ class Rate:
         when = f"after {self.updates:,} updates" if self.updates else "before the first update"
         learnt = "none" if self.failed == self.told else percent(1 - self.right)
         who = f"{self.told:,} networks{kind} told this {when}{chance}"
-        return f"of {who}, {learnt} learnt their task within {self.within:,}"
+        within = " to ".join(f"{end:,}" for end in dict.fromkeys((self.within[0], self.within[-1])))
+        return f"of {who}, {learnt} learnt their task within {within}"
 
 
 def knowledge_of(measurement: Measurement) -> str:
@@ -115,7 +116,8 @@ def _rate_at(state: str, measurement: Measurement, updates: int) -> Rate | None:
     for cell in dict.fromkeys((measurement.cell, "")):
         counts = written["told"].get(state, {}).get(group_of(cell, knowledge), {}).get(str(moment))
         if counts:
-            return Rate(moment, knowledge, cell, written["until"], *counts)
+            ends = tuple(end for end in written["ends"] if end > moment)
+            return Rate(moment, knowledge, cell, ends, *counts)
     return None
 
 

@@ -87,7 +87,7 @@ def of_groups(**told: dict[str, list[int]]) -> dict[str, Any]:
         group: {updates: [n, bad, 0, 0, 0.5] for updates, (n, bad) in moments.items()}
         for group, moments in told.items()
     }
-    return rates_of(moments=[0, 40, 160, 560], until=800, longest=64, told={"chaotic": counts})
+    return rates_of(moments=[0, 40, 160, 560], until=800, ends=[400, 800], longest=64, told={"chaotic": counts})
 
 
 @pytest.mark.parametrize(
@@ -97,6 +97,14 @@ def test_the_rate_is_that_of_the_last_moment(step: int, told: int | None, write:
     write(of_groups(all={"40": [55, 50], "160": [60, 50]}))
     rate = rates.rate_of("chaotic", measured(0.2, step=step))
     assert (rate.told if rate else None) == told
+
+
+def test_learning_was_given_as_long_as_the_networks_that_were_told_it(write: Write) -> None:
+    """Those of easy tasks ended after 400 updates."""
+    write(of_groups(all={"160": [60, 57], "560": [55, 55]}))
+    ends = {step: str(rates.rate_of("chaotic", measured(0.2, step=step))) for step in (160, 560)}
+    assert ends[160].endswith("5 % learnt their task within 400 to 800")
+    assert ends[560].endswith("none learnt their task within 800")
 
 
 def test_nothing_is_told_beyond_the_bank(write: Write) -> None:
