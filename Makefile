@@ -85,7 +85,7 @@ lint: $(VENV)/dev.stamp          ## check style and types
 	$(RUN) mypy
 
 format: $(VENV)/dev.stamp        ## put the code into style, and the keys into README
-	$(VENV)/bin/python docs/keys.py
+	$(VENV)/bin/python docs/write_keys.py
 	$(RUN) ruff check --fix
 	$(RUN) ruff format
 

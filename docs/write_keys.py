@@ -1,11 +1,11 @@
-"""Writes README's two tables of keys, of measurements and of scores: `make format` calls it."""
+"""Writes the two tables of keys, of measurements and of scores, in README and docs/keys.md: `make format` calls it."""
 
 import re
 from pathlib import Path
 
 from lightning_lyapunov.names import QUANTITIES, Quantity
 
-README = Path(__file__).parents[1] / "README.md"
+PAGES = (Path(__file__).parents[1] / "README.md", Path(__file__).with_name("keys.md"))
 HEAD = "| key | meaning | what to do |\n|---|---|---|\n"
 
 
@@ -17,7 +17,7 @@ def row(quantity: Quantity) -> str:
 
 
 def renewed(text: str) -> str:
-    """The text with the tables as they should be."""
+    """The text of a page with the tables as they should be."""
     scores = [quantity for name, quantity in QUANTITIES.items() if name.startswith("aelle/")]
     others = [quantity for name, quantity in QUANTITIES.items() if not name.startswith("aelle/")]
     tables = iter([others, scores])
@@ -25,4 +25,5 @@ def renewed(text: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(renewed(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(renewed(page.read_text(encoding="utf-8")), encoding="utf-8")
