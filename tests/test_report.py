@@ -360,7 +360,7 @@ def test_a_report_is_written_whole(
     weights, page, picture = tmp_path / "w.safetensors", tmp_path / "page.md", tmp_path / "picture.png"
     writing.write_report(Path("bank"), weights, page, picture, tmp_path / "kept", with_gates=True)
     text = page.read_text("utf-8")
-    assert text.startswith("# How well a network's end") and "## What was demanded on the first bank" in text
+    assert text.startswith("# The same recipe on the first bank") and "## What was demanded on the first bank" in text
     assert_in_words(text.splitlines())
     assert picture.read_bytes()[:4] == b"\x89PNG"
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()

@@ -20,6 +20,14 @@ from lightning_lyapunov.bank.report.page import Page, card
 from lightning_lyapunov.bank.report.tables import Comparison
 from lightning_lyapunov.files import write_whole
 
+TITLE = ("# How well a network's end can be told from its spectrum",)
+FIRST = (
+    "# The same recipe on the first bank",
+    "",
+    "The scorer that ships is fitted on a larger bank since. Here its recipe is held against what was demanded of it",
+    "on the first one, [at the end](#what-was-demanded-on-the-first-bank).",
+)
+
 
 def fit_on(bank: Bank, *, seed: int = 0) -> AeLLEScorer:
     """The general scorer of a bank: fitted on the kinds of cell that it knows, and on no family set aside."""
@@ -70,7 +78,7 @@ def write_report(
         more["The families set aside"] = Comparison(aside, say(scorer, aside.rows, is_unknown=False))
     command = "make bank-gates" if with_gates else "make bank-report"
     said = Page(scorer, family, cell, more, picture=picture.name, command=command)
-    lines = ["# How well a network's end can be told from its spectrum", "", *said.lines()]
+    lines = [*(FIRST if with_gates else TITLE), "", *said.lines()]
     if with_gates:
         lines += ["## What was demanded on the first bank", "", *gates(said), ""]
     write_whole(page, ("\n".join(lines).rstrip() + "\n").encode())
