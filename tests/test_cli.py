@@ -588,8 +588,8 @@ def test_score_warns_of_what_it_does_not_know(run: Run, tmp_path: Path) -> None:
 def test_score_says_what_is_unfamiliar(run: Run, tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text(json.dumps([-0.1, -0.5, -0.9, -1.5]))
     long = ("score", str(tmp_path / "list.json"), "--updates", "1000000")
-    assert "  unlike those known in updates: 1,000,000 (known: 0 to 800)" in run(*long).out.splitlines()
-    assert read(run(*long, "--format=json").out)["unfamiliar"][0] == "updates: 1,000,000 (known: 0 to 800)"
+    assert "  unlike those known in updates: 1,000,000 (known: 0 to 2,000)" in run(*long).out.splitlines()
+    assert read(run(*long, "--format=json").out)["unfamiliar"][0] == "updates: 1,000,000 (known: 0 to 2,000)"
     assert "updates" not in run(*long[:2]).out
 
 

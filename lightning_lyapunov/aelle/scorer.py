@@ -61,7 +61,7 @@ class AeLLEScore:
     """Of what the spectrum says more than all else that is known, as found on families of tasks that were left out, by
     more than twice the standard error: of ``"rank"``, ``"failure"``, ``"takeoff"``. Of the rest the baseline speaks."""
     unfamiliar: tuple[str, ...] = ()
-    """What lowers the familiarity, in words, the strangest first: as ``"updates: 1,000,000 (known: 0 to 800)"``."""
+    """What lowers the familiarity, in words, the strangest first: as ``"updates: 1,000,000 (known: 0 to 2,000)"``."""
 
     def __repr__(self) -> str:
         strange = f", unfamiliar in {'; '.join(self.unfamiliar)}" if self.unfamiliar else ""
