@@ -50,7 +50,7 @@ def draw(page: Page) -> Any:
     for name, (colour, scored) in lines.items():
         points = [summary(scored(u), "rho")[:2] for u in moments]
         right.errorbar(places, [p[0] for p in points], [p[1] for p in points], color=colour, marker="o", label=name)
-    right.set_xticks(places, [str(u) for u in moments])
+    right.set_xticks(places, [f"{u:,}" for u in moments], rotation=45)
     right.set_xlabel("updates when scored")
     right.set_ylabel("Spearman ρ with the final skill, within tasks")
     right.set_title("Ranking the networks of a task never seen")
