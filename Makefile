@@ -34,7 +34,7 @@ demo: $(VENV)/demo.stamp         ## a network that will not learn is told so ear
 bank: $(VENV)/bank.stamp         ## train the bank's networks: hours; interrupted it goes on; or nohup make bank &
 	$(RUN) lightning_lyapunov.bank $(if $(filter --smoke,$(ARGS)),$(TRIAL),$(BANK)) $(ARGS)
 
-bank-report: $(VENV)/bank.stamp  ## fit the scorer on the bank, evaluate it and write the report: half an hour
+bank-report: $(VENV)/bank.stamp  ## fit the scorer on the bank, evaluate it and write the report: three quarters of an hour
 	$(RUN) lightning_lyapunov.bank.report $(BANK) --set-aside \
 	  --weights lightning_lyapunov/aelle/weights/general.safetensors --page docs/bank-report.md --picture docs/bank-report.png
 
