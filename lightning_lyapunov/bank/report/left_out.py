@@ -82,9 +82,11 @@ def left_out(table: Table, key: str, kept: Path, made_by: str, *, jobs: int = 1)
         joblib.delayed(_said_of)(table, inside, kept / f"{key}-{value}.safetensors", made_by, is_unknown=key == "cell")
         for value, inside in parts.items()
     )
-    said = joblib.Parallel(n_jobs=jobs, verbose=0)(fits)
-    inside = list(parts.values())
-    return {state: _joined([(rows, one[state]) for rows, one in zip(inside, said, strict=True)]) for state in STATES}
+    said = joblib.Parallel(n_jobs=jobs)(fits)
+    return {
+        state: _joined([(inside, one[state]) for inside, one in zip(parts.values(), said, strict=True)])
+        for state in STATES
+    }
 
 
 def say(scorer: AeLLEScorer, rows: Rows, *, is_unknown: bool) -> Sayings:
