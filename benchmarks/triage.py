@@ -17,7 +17,7 @@ runs/bench/triage; the methods then run on what was kept, through Optuna's own p
 would see live. Interrupted, it goes on where it was; delete the folder after a change of what is trained, or of the
 scorer.
 
-Usage: python benchmarks/triage.py [--quick] [--json FILE] [--write]
+Usage: python benchmarks/triage.py [--quick] [--jobs N] [--json FILE] [--write]
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
 import torch
+from joblib import Parallel, delayed
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
@@ -171,7 +172,6 @@ class Candidate:
             return layer, nn.Linear(how["hidden"], task.output_size)
 
 
-@cache
 def held_out(task: str, seed: int) -> tuple[Batch, Batch]:
     """Sequences to validate and to test on, the same for all candidates of a study."""
     generator = Generator().manual_seed(1000 + seed)
@@ -259,21 +259,25 @@ class Kept:
     Args:
         path: JSON lines.
         make: What is called for a candidate that is not there yet.
+        jobs: Processes that do so.
     """
 
-    def __init__(self, path: Path, make: Callable[[Candidate], Record]) -> None:
-        self.path, self.make = path, make
+    def __init__(self, path: Path, make: Callable[[Candidate], Record], jobs: int) -> None:
+        self.path, self.make, self.jobs = path, make, jobs
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = path.read_text().splitlines() if path.exists() else []
         self.records = {Candidate(**line.pop("of")): line for line in map(json.loads, lines)}
 
-    def __getitem__(self, candidate: Candidate) -> Record:
-        if candidate not in self.records:
-            record = self.make(candidate)
+    def of(self, candidates: Iterable[Candidate]) -> dict[Candidate, Record]:
+        """The record of each; those that are not there yet are made and kept."""
+        wanted = list(dict.fromkeys(candidates))
+        missing = [candidate for candidate in wanted if candidate not in self.records]
+        made = Parallel(self.jobs, return_as="generator")(delayed(self.make)(candidate) for candidate in missing)
+        for candidate, record in zip(missing, made, strict=True):
             with self.path.open("a") as file:
                 file.write(json.dumps({"of": asdict(candidate), **record}) + "\n")
             self.records[candidate] = record
-        return self.records[candidate]
+        return {candidate: self.records[candidate] for candidate in wanted}
 
 
 # Methods --------------------------------------------------------------------------------------------------------------
@@ -393,22 +397,22 @@ def epochs_to(found: Sequence[tuple[int, float]], target: float) -> float:
 # Studies --------------------------------------------------------------------------------------------------------------
 
 
-def studies(settings: Settings) -> Iterator[Record]:
+def studies(settings: Settings, jobs: int) -> Iterator[Record]:
     """Rows, one for each task, seed and method."""
     scorer = AeLLEScorer.from_pretrained()
-    looked = Kept(settings.folder / "looks.jsonl", lambda c: look(c, settings, scorer))
-    trained = Kept(settings.folder / "curves.jsonl", lambda c: train(c, settings, scorer))
+    looked = Kept(settings.folder / "looks.jsonl", partial(look, settings=settings, scorer=scorer), jobs)
+    trained = Kept(settings.folder / "curves.jsonl", partial(train, settings=settings, scorer=scorer), jobs)
     for seed in range(settings.seeds):
         for task in STUDIED:
-            looks = [looked[Candidate(task, seed, n)] for n in range(settings.drawn)]
+            looks = list(looked.of(Candidate(task, seed, n) for n in range(settings.drawn)).values())
             orders = {name: method.order(looks, settings.trials) for name, method in METHODS.items()}
-            curves: dict[bool, dict[int, Record]] = {False: {}, True: {}}
-            for name, order in orders.items():
-                is_conditioned = METHODS[name].conditioned and task in LAGS
-                for n in order:
-                    curves[is_conditioned].setdefault(n, trained[Candidate(task, seed, n, is_conditioned)])
-            by_method = {name: curves[METHODS[name].conditioned and task in LAGS] for name in METHODS}
-            yield from _study(task, seed, settings, looks, orders, by_method)
+            conditions = {name: method.conditioned and task in LAGS for name, method in METHODS.items()}
+            candidates = {
+                (name, n): Candidate(task, seed, n, conditions[name]) for name, order in orders.items() for n in order
+            }
+            records = trained.of(candidates.values())
+            curves = {name: {n: records[candidates[name, n]] for n in order} for name, order in orders.items()}
+            yield from _study(task, seed, settings, looks, orders, curves)
 
 
 def _study(
@@ -596,6 +600,7 @@ def main() -> None:
     """Train what is missing, replay, and say what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two tiny studies of each task, to see it work")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that train (default: 1)")
     parser.add_argument("--json", type=Path, help="where to keep the rows")
     parser.add_argument("--write", action="store_true", help=f"renew {PAGE.name} and {PICTURE.name} under docs")
     args = parser.parse_args()
@@ -604,7 +609,7 @@ def main() -> None:
     settings = Settings(epochs=2, updates=5, trials=3, drawn=6, seeds=2) if args.quick else Settings()
     rows: list[Record] = []
     start = time.monotonic()
-    for row in studies(settings):
+    for row in studies(settings, args.jobs):
         rows.append(row)
         if len(of(rows, task=row["task"], seed=row["seed"])) == len(METHODS):
             print(f"{row['task']}, seed {row['seed']}: after {(time.monotonic() - start) / 60:.1f} min", flush=True)
