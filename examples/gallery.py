@@ -65,7 +65,7 @@ EXHIBITS = [
     Exhibit("healthy", keeping_lstm, "remembering"),
     Exhibit("mild", orthogonal_rnn, "mild growth"),
     Exhibit("forgetting", plain_lstm, "forgetting"),
-    Exhibit("exploding", strong_rnn, "chaotic", seed=5),
+    Exhibit("exploding", strong_rnn, "exploding", seed=5),
     Exhibit("dead", silent_rnn, "collapsed"),
     Exhibit("over-regularised", orthogonal_rnn, "collapsed", weight_decay=0.03),
 ]

@@ -66,7 +66,7 @@ _TABLE = (
         "gain of a gradient",
         "what a gradient grows by from the last step of a sequence to the first, in a typical one: e to this power is "
         "the factor",
-        "above 2: gradients explode, so clip them, or lower the recurrent gain. Below −10: they vanish",
+        "above 2: gradients grow, above 7 they explode: lower the recurrent gain, or clip them. Below −10: they vanish",
     ),
     Quantity(
         "gradient_growth",
@@ -192,7 +192,7 @@ _TABLE = (
         "nats/step",
         "largest exponent of a layer",
         "with several layers, the largest exponent of each",
-        "tells which layer explodes",
+        "tells in which layer gradients grow",
     ),
     Quantity(
         "aelle/performance",

@@ -76,8 +76,8 @@ FIGURES = {
     ),
     "layers": (
         "Layer by layer",
-        "The largest exponent of each layer: the one furthest above zero explodes, the one furthest below forgets. "
-        "Each is per step of its own layer; where one takes several steps of the others, they are not alike.",
+        "The largest exponent of each layer: the one furthest above zero makes gradients grow, the one furthest below "
+        "forgets. Each is per step of its own layer; where one takes several steps of the others, they are not alike.",
     ),
 }
 """Title and caption of each figure."""
@@ -85,10 +85,10 @@ PREDICTED = ("performance", "performance_low", "performance_high")
 LEAD = "overview"
 """The figure that stands beside the verdict."""
 CONCERN = {
-    "exponent": ("saturated", "collapsed", "chaotic", "stable"),
+    "exponent": ("saturated", "collapsed", "exploding", "chaotic", "stable"),
     "gradient": (
-        *("saturated", "collapsed", "chaotic", "growing", "mild growth", "forgetting", "remembering", "stable"),
-        *("fading", "undecided", "layer_explodes"),
+        *("saturated", "collapsed", "exploding", "chaotic", "growing", "mild growth", "forgetting", "remembering"),
+        *("stable", "fading", "undecided", "layer_explodes"),
     ),
     "memory": ("saturated", "collapsed", "forgetting", "remembering", "layer_died"),
     "skill": ("predicted_to_fail",),

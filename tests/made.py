@@ -104,7 +104,7 @@ def course(*tops: float, error: float = 0.02, **options: Any) -> History:
 
 
 CONCERNS = (
-    *("saturated", "collapsed", "chaotic", "growing", "forgetting", "predicted_to_fail"),
+    *("saturated", "collapsed", "exploding", "chaotic", "growing", "forgetting", "predicted_to_fail"),
     *("layer_explodes", "layer_died"),
 )
 

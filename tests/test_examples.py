@@ -53,7 +53,7 @@ EXHIBITS = {
     "healthy": ("remembering", -0.06, 0.06),
     "mild": ("mild growth", -0.06, 0.06),
     "forgetting": ("forgetting", -0.7, -0.3),
-    "exploding": ("chaotic", 0.1, 0.4),
+    "exploding": ("exploding", 0.1, 0.4),
     "dead": ("collapsed", -math.inf, -math.inf),
     "over-regularised": ("collapsed", -5.0, -1.0),
 }

@@ -49,8 +49,8 @@ EVERY = "any network"
 CONDITIONS: dict[str, Callable[[Measurement], bool]] = {
     name: getattr(conditions, name)
     for name in (
-        *("is_chaotic", "is_stable", "explodes", "grows", "fades", "is_dead", "is_collapsed", "is_forgetting"),
-        *("is_remembering", "is_predicted_to_fail"),
+        *("is_chaotic", "is_stable", "explodes", "grows_much", "grows", "fades", "is_dead", "is_collapsed"),
+        *("is_forgetting", "is_remembering", "is_predicted_to_fail"),
     )
 }
 """Conditions of one measurement."""

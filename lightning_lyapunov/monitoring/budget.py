@@ -186,6 +186,11 @@ class Budget:
         """Whether so many more seconds that could wait stay within what is allowed so far."""
         return self.spent + CARE * seconds + self.ahead <= self.allowed(trained, progress)
 
+    def allows_now(self, seconds: float, trained: float) -> bool:
+        """Whether there is room for so many more seconds of what cannot wait: up to half of all is left to pictures."""
+        allowed = self.allowed(trained)
+        return self.spent + CARE * seconds + min(self.ahead, allowed / 2) <= allowed
+
     def fits(self, plan: Plan, trained: float) -> bool:
         """Whether a measurement, and what is done with it, is predicted to stay within the budget."""
         return self.spent + self.cost(plan) <= self.allowed(trained)

@@ -19,6 +19,9 @@ from lightning_lyapunov.reading.history import Measurement
 MILD = 2.0
 """Nats over a sequence. A change by less, e² = 7-fold either way, is one that training lives with: such a network
 remembers if it shrinks, and is not in danger if it grows."""
+EXPLODED = 7.0
+"""Nats over a sequence. Of the bank's networks in which a gradient grew by more, 1,100-fold, after an epoch, 97 % never
+learnt their task; of those in which it grew by 2 to 7 nats, 60 %."""
 LOST = 10.0
 """Nats over a sequence. A perturbation that shrinks by more, to under e⁻¹⁰ = 0.005 %, drowns among later inputs and in
 single precision's rounding of what they sum up to."""
@@ -104,6 +107,12 @@ def is_stable(measurement: Measurement) -> bool:
 
 
 def explodes(measurement: Measurement) -> bool:
+    """In a typical sequence a gradient grows more than 1,100-fold: g − error > 7."""
+    value, error = gain(measurement)
+    return value - error > EXPLODED
+
+
+def grows_much(measurement: Measurement) -> bool:
     """In a typical sequence a gradient grows by more than 7-fold: g − error > 2."""
     value, error = gain(measurement)
     return value - error > MILD
@@ -155,7 +164,7 @@ def is_forgetting(measurement: Measurement) -> bool:
 def is_remembering(measurement: Measurement) -> bool:
     """Not chaotic, g + error < 2, and the largest ln σ − error > −2.
 
-    Nothing explodes, and what lasts best of what enters at the first step changes less than 7-fold until the last.
+    No gradient grows much, and what lasts best of what enters at the first step changes less than 7-fold on the way.
     """
     (value, error), (best, its_error) = gain(measurement), largest_growth(measurement)
     return not is_chaotic(measurement) and value + error < MILD and best - its_error > -MILD
@@ -197,7 +206,7 @@ def has_saturated(history: Iterable[Measurement]) -> bool:
     if not run or run[0].step > 0 or not is_dead(run[-1]):
         return False
     value, error = largest(run[0])
-    return value - error > 0 or explodes(run[0])
+    return value - error > 0 or grows_much(run[0])
 
 
 def state_of(history: Iterable[Measurement]) -> str:
@@ -207,8 +216,9 @@ def state_of(history: Iterable[Measurement]) -> str:
     ``unknown``      neither λ₁ nor the gain is known with an error, or nothing was measured
     ``saturated``    :func:`has_saturated`
     ``collapsed``    :func:`is_collapsed`
+    ``exploding``    :func:`explodes`, chaotic or not
     ``chaotic``      :func:`is_chaotic`: of exponents that have settled alone
-    ``growing``      :func:`explodes`
+    ``growing``      :func:`grows_much`
     ``forgetting``   :func:`is_forgetting`
     ``mild growth``  :func:`grows`
     ``remembering``  :func:`is_remembering`
@@ -224,8 +234,9 @@ def state_of(history: Iterable[Measurement]) -> str:
     states = {
         "saturated": has_saturated(run),
         "collapsed": is_collapsed(newest),
+        "exploding": explodes(newest),
         "chaotic": is_chaotic(newest),
-        "growing": explodes(newest),
+        "growing": grows_much(newest),
         "forgetting": is_forgetting(newest),
         "mild growth": grows(newest),
         "remembering": is_remembering(newest),

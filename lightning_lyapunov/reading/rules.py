@@ -29,6 +29,7 @@ from lightning_lyapunov.reading.conditions import (
     distance,
     explodes,
     gain,
+    grows_much,
     has_converged,
     has_saturated,
     has_settled,
@@ -68,7 +69,7 @@ QUIET = 5
 """Measurements that a state must have been absent for before it is news again: a flickering one is told once."""
 
 _LEVELS = ("act", "warning", "note", "good")
-_NEWS_AT_FIRST = ("chaotic", "growing", "saturated", "layer_explodes", "predicted_to_fail")
+_NEWS_AT_FIRST = ("exploding", "chaotic", "growing", "saturated", "layer_explodes", "predicted_to_fail")
 """What needs no measurement before, of the same source, to be news."""
 
 
@@ -125,11 +126,11 @@ def _graded(finding: Finding, newest: Measurement) -> Finding:
 def news(history: History) -> list[Finding]:
     """Those concerns that began at the newest measurement, or call for action since then, for the log, gravest first.
 
-    Those that begin are: the network became chaotic, gradients explode, it lost its memory or collapsed, a layer
-    explodes or died, the scorer says that the run will fail. Each is told where it did not hold at any of the
-    :data:`QUIET` measurements before. Memory and layers are lost only if they were there before: an initial network
-    without them is no news. It is once it calls for action. Measurements that other data drove are not looked at, so
-    what the first of its kind finds is told again.
+    Those that begin are: the network became chaotic, gradients grow much or explode, it lost its memory or collapsed,
+    gradients grow in one layer or it died, the scorer says that the run will fail. Each is told where it did not hold
+    at any of the :data:`QUIET` measurements before. Memory and layers are lost only if they were there before: an
+    initial network without them is no news. It is once it calls for action. Measurements that other data drove are not
+    looked at, so what the first of its kind finds is told again.
     """
     run = list(history)
     ends = [i + 1 for i, measurement in enumerate(run) if measurement.source == run[-1].source][-1 - QUIET : -1]
@@ -148,8 +149,9 @@ def _grave_states(run: Sequence[Measurement]) -> set[tuple[str, str]]:
     """States at the newest measurement, with their subjects, that :func:`news` may tell of."""
     newest = run[-1]
     holds = {
-        "chaotic": is_chaotic(newest) and explodes(newest),
-        "growing": explodes(newest),
+        "exploding": explodes(newest),
+        "chaotic": is_chaotic(newest) and grows_much(newest),
+        "growing": grows_much(newest),
         "saturated": has_saturated(run),
         "collapsed": is_collapsed(newest),
         "forgetting": is_forgetting(newest),
@@ -236,12 +238,12 @@ def _dead_directions(run: Sequence[Measurement]) -> Iterator[Finding]:
 
 
 def _layers(run: Sequence[Measurement]) -> Iterator[Finding]:
-    """A layer that explodes, died or forgets, where some other one does not."""
+    """A layer in which gradients grow much, that died or forgets, where some other one does not."""
     newest = run[-1]
-    for state, advice in (
-        ("explodes", "Lower the recurrent gain of this layer, or clip gradients."),
-        ("died", "Look for units that are always off or saturated; initialise this layer anew."),
-        ("forgets", "If it is to carry something, raise its recurrent gain or the bias of its forget gate."),
+    for state, verb, advice in (
+        ("explodes", "makes gradients grow", "Lower the recurrent gain of this layer, or clip gradients."),
+        ("died", "died", "Look for units that are always off or saturated; initialise this layer anew."),
+        ("forgets", "forgets", "If it is to carry something, raise its recurrent gain or the bias of its forget gate."),
     ):
         for name in _odd_layers(newest, state):
             others = ", ".join(f"{n} {_amount(newest.layer(n))}" for n in newest.layers if n != name)
@@ -254,7 +256,7 @@ def _layers(run: Sequence[Measurement]) -> Iterator[Finding]:
             yield Finding(
                 f"layer_{state}",
                 "note" if state == "forgets" else "warning",
-                f"Layer {name} {state}: {what}, beside {others}. {advice}",
+                f"Layer {name} {verb}: {what}, beside {others}. {advice}",
                 subject=name,
                 advice=advice,
             )
@@ -266,9 +268,9 @@ def _amount(layer: Measurement) -> str:
 
 
 def _odd_layers(measurement: Measurement, state: str) -> list[str]:
-    """Names of the layers that explode, died or forget, if others do not."""
+    """Names of the layers in which gradients grow much, that died or forget, if others do not."""
     holds: dict[str, Callable[[Measurement], bool]] = {
-        "explodes": explodes,
+        "explodes": grows_much,
         "died": is_dead,
         "forgets": lambda layer: is_forgetting(layer) and not is_dead(layer),
     }

@@ -9,9 +9,9 @@ from typing import Literal
 from lightning_lyapunov.reading.conditions import (
     MILD,
     comparable,
-    explodes,
     gain,
     grows,
+    grows_much,
     has_settled,
     is_chaotic,
     is_collapsed,
@@ -86,20 +86,20 @@ def what_is_left(measurement: Measurement) -> str:
 
 
 def _growing(run: Run) -> Told:
-    """Chaotic, growing or growing mildly: a warning if by more than 2 nats over the sequence."""
+    """Exploding, chaotic, growing or growing mildly: a warning if by more than 2 nats over the sequence."""
     newest = run[-1]
-    growth, is_much = over_a_sequence(newest), explodes(newest)
+    growth, is_much = over_a_sequence(newest), grows_much(newest)
     exponent = f"The largest exponent is {in_words(newest)} and has been above 0 beyond its error"
     if is_chaotic(newest):
         text = f"{exponent} {since(run, is_chaotic)}: the network is chaotic{', and ' * bool(growth)}{growth}."
     elif growth:
         past = f"by more than {factor(MILD)} " if is_much else ""
-        past = f"; it has grown {past}at every measurement {since(run, explodes if is_much else grows)}"
+        past = f"; it has grown {past}at every measurement {since(run, grows_much if is_much else grows)}"
         text = f"{capital(growth)}{past * (len(run) > 1)}."
     else:
         text = f"{exponent} {since(run, grows)}: gradients grow."
     if is_much:
-        if run[0].step == 0 and (explodes(run[0]) or is_chaotic(run[0])):  # no learning rate has made it so
+        if run[0].step == 0 and (grows_much(run[0]) or is_chaotic(run[0])):  # no learning rate has made it so
             return "warning", text, _softer(run)
         return "warning", text, "Lower the recurrent gain or the learning rate, or clip gradients."
     return "note", text, "That is mild; keep an eye on it, above all with longer sequences."
@@ -221,6 +221,7 @@ def _to_decide(newest: Measurement) -> str:
 STATES: dict[str, Callable[[Run], Told]] = {
     "saturated": _saturated,
     "collapsed": _collapsed,
+    "exploding": _growing,
     "chaotic": _growing,
     "growing": _growing,
     "mild growth": _growing,

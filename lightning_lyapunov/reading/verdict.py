@@ -19,11 +19,12 @@ SIGNS: dict[Word, str] = {"healthy": "✓", "watch": "⚠", "act": "✖"}
 TROUBLES = {
     "saturated": "growth has driven every unit into saturation",
     "collapsed": "the recurrence carries nothing",
-    "chaotic": "the network is chaotic, and gradients explode",
-    "growing": "gradients explode",
+    "exploding": "gradients explode",
+    "chaotic": "the network is chaotic, and gradients grow",
+    "growing": "gradients grow",
     "forgetting": "nothing is carried from the first step of a sequence to the last",
     "predicted_to_fail": "the scorer expects that the network never learns its task",
-    "layer_explodes": "gradients explode in layer {subject}",
+    "layer_explodes": "gradients grow in layer {subject}",
     "layer_died": "layer {subject} is dead",
 }
 """What is wrong, in a clause, by the state of the finding."""

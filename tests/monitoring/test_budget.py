@@ -180,6 +180,16 @@ def test_what_is_allowed_is_the_share_or_one_second() -> None:
     assert Budget(None).allowed(0.0) == math.inf
 
 
+def test_what_cannot_wait_leaves_half_of_all_to_the_last_pictures() -> None:
+    """Oracle: before training one second is allowed in all; 1.25 times 0.32 and 0.1 spent leave half of it."""
+    budget = Budget(0.25)
+    budget.charge(0.1, "measuring")
+    budget.ahead = 0.8
+    assert budget.allows_now(0.32, trained=0.0) and not budget.allows_now(0.33, trained=0.0)
+    assert not budget.allows(0.0, trained=0.0, progress=0.0)
+    assert Budget(None).allows_now(1e9, trained=0.0)
+
+
 def test_what_could_wait_leaves_room_for_what_comes_in_any_case() -> None:
     budget = Budget(0.25)
     budget.charge(0.5, "measuring")
