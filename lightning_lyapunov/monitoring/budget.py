@@ -85,8 +85,9 @@ class Plan:
         return self.within(replace(FEWEST, steps=PILOT_STEPS))
 
 
-FEWEST = Plan(4, 16, 32)
-"""To which a measurement that could wait is cut at most: below, it says too little, or hardly costs less."""
+FEWEST = Plan(4, 64, 32)
+"""To which a measurement that could wait is cut at most: below, it says too little, or hardly costs less. What is said
+of growth is of all steps of a sequence, so that with fewer of them an explosion would be over where it goes on."""
 
 
 class Budget:

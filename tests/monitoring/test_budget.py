@@ -51,17 +51,17 @@ def simulate(
 
 
 def test_smaller_plans_have_fewer_sequences_first_then_fewer_steps_and_last_fewer_exponents() -> None:
-    plans = [(plan.sequences, plan.steps, plan.k) for plan in Plan(16, 64, 128).smaller()]
+    plans = [(plan.sequences, plan.steps, plan.k) for plan in Plan(16, 256, 128).smaller()]
     assert plans == [
-        (16, 64, 128), (8, 64, 128), (4, 64, 128), (4, 32, 128), (4, 16, 128), (4, 16, 64), (4, 16, 32),
+        (16, 256, 128), (8, 256, 128), (4, 256, 128), (4, 128, 128), (4, 64, 128), (4, 64, 64), (4, 64, 32),
     ]  # fmt: skip
-    assert plans_of(WHOLE)[-1] == Plan(4, 16, 32)  # of so few exponents none are spared
+    assert plans_of(WHOLE)[-1] == Plan(4, 64, 32)  # of so few steps and exponents none are spared
     assert all(
         larger.work > smaller.work for larger, smaller in zip(plans_of(WHOLE), plans_of(WHOLE)[1:], strict=False)
     )
     assert list(Plan(2, 3, 5).smaller()) == [Plan(2, 3, 5)]
-    assert [(p.sequences, p.steps, p.k) for p in Plan(9, 33, 65).smaller()] == [
-        (9, 33, 65), (4, 33, 65), (4, 16, 65), (4, 16, 32),
+    assert [(p.sequences, p.steps, p.k) for p in Plan(9, 129, 65).smaller()] == [
+        (9, 129, 65), (4, 129, 65), (4, 64, 65), (4, 64, 32),
     ]  # fmt: skip
 
 
