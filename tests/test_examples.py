@@ -30,14 +30,14 @@ def test_networks_that_fail_are_rescued_by_what_their_diagnosis_advises() -> Non
     held = r"`condition\(model\.layer, x, lag=40\)`.* `LyapunovConditioning\(lag=40\)`"
     scaled = r"scale the recurrent weights of model\.layer by 0\.\d+"
     for section, state, advice in zip(
-        sections, ["forgetting", "chaotic", "forgetting"], [held, scaled, held], strict=True
+        sections, ["forgetting", "exploding", "forgetting"], [held, scaled, held], strict=True
     ):
         assert re.search(rf"^  \[{state}\] .*{advice}", section, re.MULTILINE)
         (before, failed), *cured = [
             (float(before), float(accuracy))
             for before, _, accuracy in re.findall(rf" 0 +{NUMBER} +{NUMBER} +([\d.]+)%$", section, re.MULTILINE)
         ]
-        assert failed < 50 and len(cured) == 1 + (state == "chaotic")
+        assert failed < 50 and len(cured) == 1 + (state == "exploding")
         for changed, rescued in cured:
             assert rescued > 90 and abs(changed) < abs(before)  # closer to zero
 
