@@ -85,10 +85,10 @@ PREDICTED = ("performance", "performance_low", "performance_high")
 LEAD = "overview"
 """The figure that stands beside the verdict."""
 CONCERN = {
-    "exponent": ("saturated", "collapsed", "exploding", "chaotic", "stable"),
+    "exponent": ("saturated", "collapsed", "exploding", "may explode", "chaotic", "stable"),
     "gradient": (
-        *("saturated", "collapsed", "exploding", "chaotic", "growing", "mild growth", "forgetting", "remembering"),
-        *("stable", "fading", "undecided", "layer_explodes"),
+        *("saturated", "collapsed", "exploding", "may explode", "chaotic", "growing", "mild growth", "forgetting"),
+        *("remembering", "stable", "fading", "undecided", "layer_explodes"),
     ),
     "memory": ("saturated", "collapsed", "forgetting", "remembering", "layer_died"),
     "skill": ("predicted_to_fail",),

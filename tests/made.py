@@ -104,8 +104,8 @@ def course(*tops: float, error: float = 0.02, **options: Any) -> History:
 
 
 CONCERNS = (
-    *("saturated", "collapsed", "exploding", "chaotic", "growing", "forgetting", "predicted_to_fail"),
-    *("layer_explodes", "layer_died"),
+    *("saturated", "collapsed", "exploding", "may explode", "chaotic", "growing", "forgetting"),
+    *("predicted_to_fail", "layer_explodes", "layer_died"),
 )
 
 

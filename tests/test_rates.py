@@ -213,7 +213,7 @@ def test_what_is_written_is_read_again(tmp_path: Path, monkeypatch: pytest.Monke
     assert rate is not None and (rate.updates, rate.told, rate.failed, rate.level) == (160, 60, 57, "act")
     assert str(rate) == (
         "of 60 networks of their kind (rnn) told this after 160 updates while at chance, 5 % learnt their task within "
-        "320"
+        "320 updates"
     )
     assert [rule.condition for rule in shipped_rules()].count("collapsed") == 2
     page = counting.page(bank, noted, stops)

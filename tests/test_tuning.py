@@ -260,16 +260,17 @@ def test_what_is_kept_is_not_made_again(study: ModuleType, tmp_path: Path) -> No
 
     path = tmp_path / "kept.jsonl"
     for _ in range(2):  # as a second process would
-        kept = study.Kept(path, make)
-        assert [kept[study.Candidate("sums", 0, n)]["value"] for n in (3, 1, 3)] == [1.5, 0.5, 1.5]
-    assert made == [3, 1] and kept[study.Candidate("sums", 0, 1)]["test"] == -math.inf
+        kept = study.Kept(path, make, jobs=1)
+        records = kept.of(study.Candidate("sums", 0, n) for n in (3, 1, 3))
+        assert [record["value"] for record in records.values()] == [1.5, 0.5]
+    assert made == [3, 1] and records[study.Candidate("sums", 0, 1)]["test"] == -math.inf
 
 
 def test_a_tiny_study_from_end_to_end(study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "KEPT", tmp_path)
     monkeypatch.setattr(study, "PAGE", tmp_path / "page.md")
     settings = study.Settings(epochs=2, updates=1, trials=2, drawn=3, seeds=1)
-    rows = list(study.studies(settings))
+    rows = list(study.studies(settings, jobs=1))
     assert len(rows) == len(study.STUDIED) * len(study.METHODS)
     assert all(row["spent"] == 4 for row in rows), "with fewer trials than five nothing is pruned"
     curves = [json.loads(line) for line in (settings.folder / "curves.jsonl").read_text().splitlines()]

@@ -49,8 +49,8 @@ EVERY = "any network"
 CONDITIONS: dict[str, Callable[[Measurement], bool]] = {
     name: getattr(conditions, name)
     for name in (
-        *("is_chaotic", "is_stable", "explodes", "grows_much", "grows", "fades", "is_dead", "is_collapsed"),
-        *("is_forgetting", "is_remembering", "is_predicted_to_fail"),
+        *("is_chaotic", "is_stable", "explodes", "may_explode", "grows_much", "grows", "fades", "is_dead"),
+        *("is_collapsed", "is_forgetting", "is_remembering", "is_predicted_to_fail"),
     )
 }
 """Conditions of one measurement."""
@@ -71,12 +71,15 @@ def tell(bank: Bank, scores: Mapping[bool, Scores] | None = None) -> Told:
         scores: What a scorer that had not seen them said, by whether it was told the skill so far.
     """
     noted: dict[tuple[str, str, int], list[int]] = defaultdict(list)
+    first_end = int(bank.end.min())
     for knows_skill in (False, True):
         said = (scores or {}).get(knows_skill)
         for n, run in enumerate(runs(bank, said, knows_skill=knows_skill)):
             for i, measurement in enumerate(run):
                 knowledge = knowledge_of(measurement)
                 if measurement.step >= int(bank.end[n]) or (knows_skill and knowledge == UNKNOWN):
+                    continue
+                if not knows_skill and measurement.step >= first_end:  # those that had learnt by then did not go on
                     continue
                 for what in {EVERY, *_all_that_holds(run[: i + 1])}:
                     for cell in ("", measurement.cell):
@@ -177,7 +180,8 @@ Sentences, verdict and stops were held against how {len(bank):,} networks of {fa
 many updates; of these, in %, **right** (final skill below {RIGHT}; in brackets the one-sided 95 % bound, which knows
 that networks of a family are alike) / above {HALF} / above {MOST}. A concern is *act* where it was right in
 {GRADES[0][1]:.0%} or more, a *warning* in {GRADES[1][1]:.0%} or more, else a note. Of fewer than {FEWEST} networks
-nothing is told. The last rows are conditions, the others findings; in brackets those that are no concern.
+nothing is told; nor, where the skill is not known, from {int(bank.end.min())} updates on, as only tasks not yet learnt
+went on. The last rows are conditions, the others findings; in brackets those that are no concern.
 
 {markdown(bank, noted)}
 ## Stops

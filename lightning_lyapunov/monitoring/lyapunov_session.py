@@ -26,7 +26,7 @@ from lightning_lyapunov.monitoring.reference import Reference
 from lightning_lyapunov.monitoring.scoring import Scoring
 from lightning_lyapunov.monitoring.session import Session
 from lightning_lyapunov.monitoring.watch import Source
-from lightning_lyapunov.reading.conditions import DEAD, grows_much, is_chaotic
+from lightning_lyapunov.reading.conditions import DEAD, grows_gravely, is_chaotic
 from lightning_lyapunov.reading.extent import extent
 from lightning_lyapunov.reading.features import spectrum_features
 from lightning_lyapunov.reading.history import History, Measurement
@@ -214,7 +214,7 @@ class LyapunovSession(Session):
 
     def _softening(self, measurement: Measurement) -> dict[str, float]:
         """What would cure layers of chaos before the first update, by name; nothing where that cannot be told."""
-        is_growing = is_chaotic(measurement) or grows_much(measurement)
+        is_growing = is_chaotic(measurement) or grows_gravely(measurement)
         about = 2 * self.budget.last_seconds
         if is_growing and not self.budget.allows_now(about, self.clock.trained):
             return {}

@@ -112,10 +112,21 @@ def explodes(measurement: Measurement) -> bool:
     return value - error > EXPLODED
 
 
+def may_explode(measurement: Measurement) -> bool:
+    """In a typical sequence a gradient grows, perhaps more than 1,100-fold: g − error > 0 and g + error > 7."""
+    value, error = gain(measurement)
+    return value - error > 0 and value + error > EXPLODED
+
+
 def grows_much(measurement: Measurement) -> bool:
     """In a typical sequence a gradient grows by more than 7-fold: g − error > 2."""
     value, error = gain(measurement)
     return value - error > MILD
+
+
+def grows_gravely(measurement: Measurement) -> bool:
+    """:func:`grows_much`, or :func:`may_explode`."""
+    return grows_much(measurement) or may_explode(measurement)
 
 
 def grows(measurement: Measurement) -> bool:
@@ -180,6 +191,14 @@ def has_learnt(measurement: Measurement) -> bool:
     return measurement.skill >= FAILED
 
 
+def is_cut(measurement: Measurement) -> bool:
+    """Of a typical sequence less than half as many steps were measured as the longest has."""
+    if not measurement.fewer or measurement.steps is None or measurement.growth_whole:
+        return False
+    typical = measurement.steps if math.isnan(measurement.growth_steps) else measurement.growth_steps
+    return 2 * typical < (measurement.length or 0)
+
+
 def score(measurement: Measurement, name: str) -> float:
     """What the scorer says, as ``performance``; NaN where it says nothing."""
     return measurement.metrics.get(f"aelle/{name}", math.nan)
@@ -217,6 +236,7 @@ def state_of(history: Iterable[Measurement]) -> str:
     ``saturated``    :func:`has_saturated`
     ``collapsed``    :func:`is_collapsed`
     ``exploding``    :func:`explodes`, chaotic or not
+    ``may explode``  :func:`may_explode`: whether it does lies within the error
     ``chaotic``      :func:`is_chaotic`: of exponents that have settled alone
     ``growing``      :func:`grows_much`
     ``forgetting``   :func:`is_forgetting`
@@ -235,6 +255,7 @@ def state_of(history: Iterable[Measurement]) -> str:
         "saturated": has_saturated(run),
         "collapsed": is_collapsed(newest),
         "exploding": explodes(newest),
+        "may explode": may_explode(newest),
         "chaotic": is_chaotic(newest),
         "growing": grows_much(newest),
         "forgetting": is_forgetting(newest),

@@ -16,7 +16,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from lightning_lyapunov.reading.conditions import has_learnt
+from lightning_lyapunov.reading.conditions import grows, has_learnt, is_cut
 from lightning_lyapunov.reading.history import Measurement
 from lightning_lyapunov.reading.state import Level
 from lightning_lyapunov.reading.words import percent
@@ -65,14 +65,14 @@ class Rate:
         return next((level for level, share in GRADES if self.right >= share), "note")
 
     def __str__(self) -> str:
-        """As ``of 380 networks told this after 160 updates 7 % learnt their task within 800``."""
+        """As ``of 380 networks told this after 160 updates 7 % learnt their task within 800 updates``."""
         kind = f" of their kind ({self.cell})" if self.cell else ""
         chance = {AT_CHANCE: " while at chance", LEARNING: " while learning"}.get(self.knowledge, "")
         when = f"after {self.updates:,} updates" if self.updates else "before the first update"
         learnt = "none" if self.failed == self.told else percent(1 - self.right)
         who = f"{self.told:,} networks{kind} told this {when}{chance}"
         within = " to ".join(f"{end:,}" for end in dict.fromkeys((self.within[0], self.within[-1])))
-        return f"of {who}, {learnt} learnt their task within {within}"
+        return f"of {who}, {learnt} learnt their task within {within} updates"
 
 
 def knowledge_of(measurement: Measurement) -> str:
@@ -83,16 +83,18 @@ def knowledge_of(measurement: Measurement) -> str:
 
 
 def is_within(measurement: Measurement) -> bool:
-    """Whether the bank's runs were as long, in updates and in steps of a sequence."""
+    """Whether the bank's runs were as long, in updates and in steps of a sequence, and its sequences as whole."""
     written = shipped()
-    return measurement.step <= written["until"] and (measurement.length or 0) <= written["longest"]
+    is_long = measurement.step > written["until"] or (measurement.length or 0) > written["longest"]
+    return not is_long and not is_cut(measurement)
 
 
 def rate_of(state: str, measurement: Measurement) -> Rate | None:
     """How often a concern was right at such a measurement; None where the bank cannot tell."""
     if not is_within(measurement):
         return None
-    return _rate_at(state, measurement, measurement.step)
+    moments = [moment for moment in shipped()["moments"] if moment <= measurement.step]
+    return _rate_at(state, measurement, moments[-1], knowledge_of(measurement))
 
 
 def level_of(state: str, measurement: Measurement) -> Level:
@@ -102,22 +104,35 @@ def level_of(state: str, measurement: Measurement) -> Level:
 
 
 def may_matter(state: str, measurement: Measurement) -> bool:
-    """Whether the bank cannot tell here, but a concern was more than a note when it last could, or it never could."""
-    if has_learnt(measurement) or rate_of(state, measurement) is not None:
+    """Whether the bank cannot tell here, but a concern was more than a note when it last could, or it never could.
+
+    It last could at an earlier moment, or of shorter sequences; of growth over a part of a sequence it never could, as
+    there is more of it over the whole. A run that has come above a skill of 0.3 is fine; of
+    one that is on its way, where too few were told this, what holds of all counts.
+    """
+    if measurement.skill >= RIGHT or rate_of(state, measurement) is not None:
         return False
-    last = _rate_at(state, measurement, shipped()["until"])
-    return last is None or last.level != "note"
+    if is_cut(measurement) and grows(measurement):
+        return True
+    moments = [moment for moment in shipped()["moments"] if moment <= measurement.step]
+    for knowledge in dict.fromkeys((knowledge_of(measurement), UNKNOWN)):
+        for moment in reversed(moments):
+            if last := _rate_at(state, measurement, moment, knowledge):
+                return last.level != "note"
+    return True
 
 
-def _rate_at(state: str, measurement: Measurement, updates: int) -> Rate | None:
-    """The most particular rate at the last moment up to so many updates: of its kind of cell, else of all kinds."""
-    written, knowledge = shipped(), knowledge_of(measurement)
-    moment = max(moment for moment in written["moments"] if moment <= updates)
+def _rate_at(state: str, measurement: Measurement, moment: int, knowledge: str) -> Rate | None:
+    """The most particular rate at a moment: of its kind of cell, else of all kinds.
+
+    Before the first update all are at chance, so what holds of all holds of these.
+    """
+    written, known = shipped(), knowledge if moment else UNKNOWN
     for cell in dict.fromkeys((measurement.cell, "")):
-        counts = written["told"].get(state, {}).get(group_of(cell, knowledge), {}).get(str(moment))
+        counts = written["told"].get(state, {}).get(group_of(cell, known), {}).get(str(moment))
         if counts:
             ends = tuple(end for end in written["ends"] if end > moment)
-            return Rate(moment, knowledge, cell, ends, *counts)
+            return Rate(moment, known, cell, ends, *counts)
     return None
 
 

@@ -35,10 +35,12 @@ from lightning_lyapunov.reading.conditions import (
     has_settled,
     is_chaotic,
     is_collapsed,
+    is_cut,
     is_dead,
     is_forgetting,
     is_predicted_to_fail,
     largest,
+    may_explode,
     noise_between,
     score,
     state_of,
@@ -69,7 +71,7 @@ QUIET = 5
 """Measurements that a state must have been absent for before it is news again: a flickering one is told once."""
 
 _LEVELS = ("act", "warning", "note", "good")
-_NEWS_AT_FIRST = ("exploding", "chaotic", "growing", "saturated", "layer_explodes", "predicted_to_fail")
+_NEWS_AT_FIRST = ("exploding", "may explode", "chaotic", "growing", "saturated", "layer_explodes", "predicted_to_fail")
 """What needs no measurement before, of the same source, to be news."""
 
 
@@ -127,10 +129,10 @@ def news(history: History) -> list[Finding]:
     """Those concerns that began at the newest measurement, or call for action since then, for the log, gravest first.
 
     Those that begin are: the network became chaotic, gradients grow much or explode, it lost its memory or collapsed,
-    gradients grow in one layer or it died, the scorer says that the run will fail. Each is told where it did not hold
-    at any of the :data:`QUIET` measurements before. Memory and layers are lost only if they were there before: an
-    initial network without them is no news. It is once it calls for action. Measurements that other data drove are not
-    looked at, so what the first of its kind finds is told again.
+    they explode in one layer or it died, the scorer says that the run will fail. Each is told where it did not hold at
+    any of the :data:`QUIET` measurements before. Memory and layers are lost only if they were there before: an initial
+    network without them is no news. It is once it calls for action. Measurements that other data drove are not looked
+    at, so what the first of its kind finds is told again.
     """
     run = list(history)
     ends = [i + 1 for i, measurement in enumerate(run) if measurement.source == run[-1].source][-1 - QUIET : -1]
@@ -150,6 +152,7 @@ def _grave_states(run: Sequence[Measurement]) -> set[tuple[str, str]]:
     newest = run[-1]
     holds = {
         "exploding": explodes(newest),
+        "may explode": may_explode(newest),
         "chaotic": is_chaotic(newest) and grows_much(newest),
         "growing": grows_much(newest),
         "saturated": has_saturated(run),
@@ -178,7 +181,7 @@ def _evidence(run: Sequence[Measurement]) -> Iterator[Finding]:
     That nothing has settled is not told where the state says so; measurements that other data drove do not count.
     """
     newest, missing = run[-1], []
-    if _is_little(newest):
+    if is_cut(newest):
         missing.append(f"Of what was seen only this was measured: {newest.fewer}.")
     value, error = largest(newest)
     if math.isnan(value):
@@ -189,12 +192,12 @@ def _evidence(run: Sequence[Measurement]) -> Iterator[Finding]:
             "of it: measure two sequences or more (num_sequences)."
         )
     elif newest.settled is not None and not has_settled(newest) and value > DEAD and not _state_says_so(run):
-        is_cut = newest.growth_steps < (newest.length or 0) and not newest.growth_whole
+        is_short = newest.growth_steps < (newest.length or 0) and not newest.growth_whole
         count = FEWEST_STEPS if newest.counted is None else newest.counted
         few = f", with no more than {count} step{'s' * (count != 1)} after the transient" * (count < FEWEST_STEPS)
         missing.append(
             f"{not_settled(newest)}{few}, so what is said here is what happened over these steps: longer sequences "
-            f"{'(num_steps) ' * is_cut}would show the rates in the long run."
+            f"{'(num_steps) ' * is_short}would show the rates in the long run."
         )
     if len(comparable(run)) == 1:
         driven = f" driven by {newest.source} data" * (len(run) > 1)
@@ -203,14 +206,6 @@ def _evidence(run: Sequence[Measurement]) -> Iterator[Finding]:
         )
     if missing:
         yield Finding("evidence", "note", " ".join(missing))
-
-
-def _is_little(newest: Measurement) -> bool:
-    """Whether of a typical sequence less than half as many steps were measured as the longest has."""
-    if not newest.fewer or newest.steps is None or newest.growth_whole:
-        return False
-    typical = newest.steps if math.isnan(newest.growth_steps) else newest.growth_steps
-    return 2 * typical < (newest.length or 0)
 
 
 def _state_says_so(run: Sequence[Measurement]) -> bool:
@@ -238,12 +233,12 @@ def _dead_directions(run: Sequence[Measurement]) -> Iterator[Finding]:
 
 
 def _layers(run: Sequence[Measurement]) -> Iterator[Finding]:
-    """A layer in which gradients grow much, that died or forgets, where some other one does not."""
+    """A layer that explodes, died or forgets, where some other one does not."""
     newest = run[-1]
-    for state, verb, advice in (
-        ("explodes", "makes gradients grow", "Lower the recurrent gain of this layer, or clip gradients."),
-        ("died", "died", "Look for units that are always off or saturated; initialise this layer anew."),
-        ("forgets", "forgets", "If it is to carry something, raise its recurrent gain or the bias of its forget gate."),
+    for state, advice in (
+        ("explodes", "Lower the recurrent gain of this layer, or clip gradients."),
+        ("died", "Look for units that are always off or saturated; initialise this layer anew."),
+        ("forgets", "If it is to carry something, raise its recurrent gain or the bias of its forget gate."),
     ):
         for name in _odd_layers(newest, state):
             others = ", ".join(f"{n} {_amount(newest.layer(n))}" for n in newest.layers if n != name)
@@ -256,7 +251,7 @@ def _layers(run: Sequence[Measurement]) -> Iterator[Finding]:
             yield Finding(
                 f"layer_{state}",
                 "note" if state == "forgets" else "warning",
-                f"Layer {name} {verb}: {what}, beside {others}. {advice}",
+                f"Layer {name} {state}: {what}, beside {others}. {advice}",
                 subject=name,
                 advice=advice,
             )
@@ -268,9 +263,9 @@ def _amount(layer: Measurement) -> str:
 
 
 def _odd_layers(measurement: Measurement, state: str) -> list[str]:
-    """Names of the layers in which gradients grow much, that died or forget, if others do not."""
+    """Names of the layers that explode, died or forget, if others do not."""
     holds: dict[str, Callable[[Measurement], bool]] = {
-        "explodes": grows_much,
+        "explodes": explodes,
         "died": is_dead,
         "forgets": lambda layer: is_forgetting(layer) and not is_dead(layer),
     }

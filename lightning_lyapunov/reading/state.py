@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from lightning_lyapunov.reading.conditions import (
+    EXPLODED,
     MILD,
     comparable,
     gain,
     grows,
+    grows_gravely,
     grows_much,
     has_settled,
     is_chaotic,
@@ -98,10 +100,12 @@ def _growing(run: Run) -> Told:
         text = f"{capital(growth)}{past * (len(run) > 1)}."
     else:
         text = f"{exponent} {since(run, grows)}: gradients grow."
-    if is_much:
-        if run[0].step == 0 and (grows_much(run[0]) or is_chaotic(run[0])):  # no learning rate has made it so
+    if grows_gravely(newest):
+        if run[0].step == 0 and (grows_gravely(run[0]) or is_chaotic(run[0])):  # no learning rate has made it so
             return "warning", text, _softer(run)
         return "warning", text, "Lower the recurrent gain or the learning rate, or clip gradients."
+    if not sum(gain(newest)) <= EXPLODED:  # nor if the error is not known
+        return "note", text, "How much is not known: more sequences (num_sequences) would tell."
     return "note", text, "That is mild; keep an eye on it, above all with longer sequences."
 
 
@@ -222,6 +226,7 @@ STATES: dict[str, Callable[[Run], Told]] = {
     "saturated": _saturated,
     "collapsed": _collapsed,
     "exploding": _growing,
+    "may explode": _growing,
     "chaotic": _growing,
     "growing": _growing,
     "mild growth": _growing,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from lightning_lyapunov.reading.conditions import state_of
+from lightning_lyapunov.reading.conditions import gain, largest, state_of
 from lightning_lyapunov.reading.history import History
 from lightning_lyapunov.reading.rates import may_matter
 from lightning_lyapunov.reading.rules import Finding, findings
@@ -20,11 +21,12 @@ TROUBLES = {
     "saturated": "growth has driven every unit into saturation",
     "collapsed": "the recurrence carries nothing",
     "exploding": "gradients explode",
+    "may explode": "gradients may explode",
     "chaotic": "the network is chaotic, and gradients grow",
     "growing": "gradients grow",
     "forgetting": "nothing is carried from the first step of a sequence to the last",
     "predicted_to_fail": "the scorer expects that the network never learns its task",
-    "layer_explodes": "gradients grow in layer {subject}",
+    "layer_explodes": "gradients explode in layer {subject}",
     "layer_died": "layer {subject} is dead",
 }
 """What is wrong, in a clause, by the state of the finding."""
@@ -75,6 +77,9 @@ def verdict(history: History) -> Verdict | None:
             word: Word = "act" if concern.level == "act" else "watch"
             return Verdict(word, _sentence(concern), concern.advice, concern.state)
     if state_of(history) == "unknown":
+        if any(math.isfinite(figure(history[-1])[0]) for figure in (largest, gain)):
+            text = "How sure the largest exponent is, and what happens to a gradient over a sequence, is not known."
+            return Verdict("watch", text, "Measure two sequences or more (num_sequences).")
         text = "The largest exponent is not known, nor what happens to a gradient over a sequence."
         return Verdict("watch", text, "Look for states or weights that overflow.")
     if concerns:
@@ -90,6 +95,7 @@ def train_on(advice: str = "") -> str:
         >>> train_on(), train_on("Lower the learning rate.")
         ('Train on.', 'Train on. Only if it does not learn: lower the learning rate.')
     """
+    advice = advice.replace("Before training, scale", "Begin again and scale")
     return f"Train on. Only if it does not learn: {advice[:1].lower()}{advice[1:]}" if advice else "Train on."
 
 
