@@ -127,7 +127,7 @@ def _rate_at(state: str, measurement: Measurement, moment: int, knowledge: str) 
 
     Before the first update all are at chance, so what holds of all holds of these.
     """
-    written, known = shipped(), knowledge if moment else UNKNOWN
+    written, known = shipped(), UNKNOWN if knowledge == AT_CHANCE and not moment else knowledge
     for cell in dict.fromkeys((measurement.cell, "")):
         counts = written["told"].get(state, {}).get(group_of(cell, known), {}).get(str(moment))
         if counts:

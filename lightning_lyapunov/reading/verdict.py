@@ -32,6 +32,10 @@ TROUBLES = {
 """What is wrong, in a clause, by the state of the finding."""
 
 
+TELL = "Told what it has reached (performance=), this raises no alarm over a run that learns."
+"""What to do besides, where the skill so far is not known."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """A word on a run, a sentence that gives the reason, and what to do."""
@@ -75,7 +79,9 @@ def verdict(history: History) -> Verdict | None:
     for concern in concerns:  # the gravest come first
         if concern.level != "note" or may_matter(concern.state, history[-1]):
             word: Word = "act" if concern.level == "act" else "watch"
-            return Verdict(word, _sentence(concern), concern.advice, concern.state)
+            is_blind = history[-1].step > 0 and math.isnan(history[-1].skill)
+            advice = f"{concern.advice} {TELL}" if is_blind else concern.advice
+            return Verdict(word, _sentence(concern), advice, concern.state)
     if state_of(history) == "unknown":
         if any(math.isfinite(figure(history[-1])[0]) for figure in (largest, gain)):
             text = "How sure the largest exponent is, and what happens to a gradient over a sequence, is not known."

@@ -13,7 +13,7 @@ from made import CONCERNS, course, history, layer, measured, of_an_older_version
 from lightning_lyapunov import LyapunovMonitor, LyapunovSpectrumCallback
 from lightning_lyapunov.reading import Finding, History, Verdict, findings, news, rates, verdict
 from lightning_lyapunov.reading.stops import shipped_rules
-from lightning_lyapunov.reading.verdict import TROUBLES
+from lightning_lyapunov.reading.verdict import TELL, TROUBLES
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*num_workers.*", "ignore:.*log_every_n_steps.*", "ignore:.*LeafSpec.*", "ignore:.*val_dataloader.*"
@@ -183,6 +183,21 @@ def test_where_the_bank_cannot_tell_what_was_grave_is_watched(known: dict[str, A
     said = verdict(history(measured(0.1, **known)))
     assert said is not None and said.word == word
     assert ("how often that is right is not known here" in said.text) == (known["step"] != 800 or "length" in known)
+
+
+def test_whoever_tells_the_skill_is_told_more(write: Write) -> None:
+    """That is said where it is not told, once there is one; and is true of what ships."""
+    write(rates_of(90))
+    for known, is_blind in (({"step": 40}, True), ({"step": 0}, False), ({"step": 40, "skill": 0.05}, False)):
+        said = verdict(history(measured(0.3, **known)))
+        assert said is not None and said.word == "watch" and said.advice.endswith(TELL) == is_blind
+
+
+def test_no_run_that_learns_raises_an_alarm_by_the_rates_that_ship() -> None:
+    for state in CONCERNS:
+        for step in rates.shipped()["moments"]:
+            learning = measured(0.3, step=step, skill=0.5, length=32)
+            assert rates.level_of(state, learning) == "note" and not rates.may_matter(state, learning)
 
 
 def test_a_layer_that_the_bank_never_saw_is_watched_and_named(write: Write) -> None:
