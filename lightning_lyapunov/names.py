@@ -66,7 +66,8 @@ _TABLE = (
         "gain of a gradient",
         "what a gradient grows by from the last step of a sequence to the first, in a typical one: e to this power is "
         "the factor",
-        "above 2: gradients grow, above 7 they explode: lower the recurrent gain, or clip them. Below −10: they vanish",
+        "above 2, less its error: gradients grow; above 7: they explode. Lower the recurrent gain, or clip them. Below "
+        "−10: they vanish",
     ),
     Quantity(
         "gradient_growth",

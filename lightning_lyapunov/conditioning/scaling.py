@@ -200,7 +200,10 @@ def softening(path: Trajectory, rate: float = SOFT) -> float:
         scaled = recurrence.replace(weight_hh=math.exp(logarithm) * recurrence.weight_hh)
         return float(measured(path, scaled, 1).exponents[0]) - rate
 
-    return math.exp(_root(excess, math.log(1e-2), 0.0, _FEW))
+    low = math.log(1e-2)
+    while excess(low) > 0 and low > math.log(1e-8):
+        low *= 2
+    return math.exp(_root(excess, low, 0.0, _FEW))
 
 
 def softening_of(layer: Any, inputs: Inputs, state: State | None = None) -> float:

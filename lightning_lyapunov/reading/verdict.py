@@ -68,8 +68,8 @@ def verdict(history: History) -> Verdict | None:
     ===========  ===============================================================================================
     ``act``      a concern that in the bank was right in 95 % of networks or more: they did not learn their task
     ``watch``    one that was right in 80 % or more; or one that the bank cannot tell of, as the run is longer than
-                 its runs or the case too rare there, unless it was a note when it last could; or a largest exponent
-                 that is not known
+                 its runs or the case too rare there, unless it was a note when it last could, or the skill is above
+                 0.3; or a largest exponent that is not known
     ``healthy``  none of these; concerns that were right less often are notes, and told as such
     ===========  ===============================================================================================
     """
