@@ -32,7 +32,7 @@ TROUBLES = {
 """What is wrong, in a clause, by the state of the finding."""
 
 
-TELL = "Told what it has reached (performance=), this raises no alarm over a run that learns."
+TELL = "Tell what it has reached (performance=): a run that learns raises no alarm."
 """What to do besides, where the skill so far is not known."""
 
 
