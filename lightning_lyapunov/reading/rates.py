@@ -107,8 +107,8 @@ def may_matter(state: str, measurement: Measurement) -> bool:
     """Whether the bank cannot tell here, but a concern was more than a note when it last could, or it never could.
 
     It last could at an earlier moment, or of shorter sequences; of growth over a part of a sequence it never could, as
-    there is more of it over the whole. A run that has come above a skill of 0.3 is fine; of
-    one that is on its way, where too few were told this, what holds of all counts.
+    there is more of it over the whole. A run that has come above a skill of 0.3 is fine; of one that is on its way,
+    where too few were told this, what holds of all counts.
     """
     if measurement.skill >= RIGHT or rate_of(state, measurement) is not None:
         return False
