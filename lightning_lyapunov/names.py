@@ -170,7 +170,7 @@ _TABLE = (
         "verdict",
         "0 to 2",
         "verdict",
-        "0 healthy, 1 watch, 2 act: what was right of 80 %, or 95 %, of the bank's networks that were told the same",
+        "0 healthy, 1 watch, 2 act: of the bank's networks that were told the same, 80 %, or 95 %, did not learn",
         "2: do what the finding says; 1: look at it again; 0: train on",
     ),
     Quantity(
