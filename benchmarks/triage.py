@@ -546,7 +546,7 @@ def costs(rows: Sequence[Record], settings: Settings) -> str:
 def draw(rows: Sequence[Record], settings: Settings) -> Figure:
     """Above, the skill found against the epochs trained, medians over seeds; below, the epochs to equal quality."""
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    figure = Figure(figsize=(11, 7), dpi=90, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(13, 8), dpi=80, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     panels = figure.subplots(2, len(tasks), squeeze=False, height_ratios=(1.15, 1))
     longest = settings.epochs * settings.trials
@@ -558,9 +558,7 @@ def draw(rows: Sequence[Record], settings: Settings) -> Figure:
             colour, dash = method.style
             axes.plot(grid, middle, dash, color=colour, lw=1.6, label=name)
         target = statistics.median(row["target"] for row in of(rows, task=task))
-        axes.axhline(target, color="0.6", lw=1, ls=":", zorder=0)
-        small = {"ha": "right", "va": "top", "fontsize": "small", "color": "0.4"}
-        axes.annotate(f"{GOOD:.0%} of random", (longest, target), **small)
+        axes.axhline(target, color="0.6", lw=1, ls=":", zorder=0, label=f"{GOOD:.0%} of random")
         axes.set(title=task, xlabel="epochs trained", xscale="log", xlim=(settings.epochs, longest))
         axes.set_xticks([t for t in (10, 20, 50, 100, 240) if t <= longest] or [longest])
         axes.xaxis.set_major_formatter("{x:g}")
@@ -570,17 +568,17 @@ def draw(rows: Sequence[Record], settings: Settings) -> Figure:
             reached = [min(row["epochs"], 1.25 * longest) for row in of(rows, method=name, task=task)]
             axes.plot(reached, [y] * len(reached), "o", color=method.style[0], ms=6, alpha=0.6, mec="white")
             axes.plot(statistics.median(reached), y, "|", color=method.style[0], ms=18, mew=2.5)
-        axes.set(xlabel=f"epochs to {GOOD:.0%} of what random found", xlim=(0, 1.32 * longest))
+        axes.set(xlabel="epochs to equal quality", xlim=(0, 1.4 * longest))
         axes.set_yticks(range(len(METHODS)), labels=list(reversed(METHODS)) if axes is panels[1][0] else [])
         axes.axvline(1.13 * longest, color="0.85", lw=1)
-        ticks = {0: "0", longest // 2: str(longest // 2), longest: str(longest), 1.25 * longest: "never"}
+        ticks = {0: "0", longest // 2: str(longest // 2), 1.25 * longest: "never"}
         axes.set_xticks(list(ticks), labels=list(ticks.values()))
     for axes in panels.flat:
         axes.grid(color="0.93")
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0][0].set_ylabel("skill in the test of the best so far")
-    panels[0][-1].legend(frameon=False, fontsize="small", loc="lower right")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     return figure
 
 
