@@ -60,7 +60,10 @@ def inputs() -> Tensor:
 
 @pytest.mark.parametrize(
     ("make", "gain", "layers"),
-    [(nn.RNN, 2.5, 1), (nn.RNN, 6.0, 1), (nn.RNN, 4.0, 2), (relu, 4.0, 1), (nn.GRU, 12.0, 1), (nn.LSTM, 10.0, 1)],
+    [
+        *((nn.RNN, 2.5, 1), (nn.RNN, 6.0, 1), (nn.RNN, 4.0, 2), (relu, 4.0, 1), (relu, 240.0, 1)),
+        *((nn.GRU, 12.0, 1), (nn.LSTM, 10.0, 1)),
+    ],
 )
 def test_recurrent_weights_that_are_scaled_as_told_are_no_longer_chaotic(
     make: Callable[..., nn.RNNBase], gain: float, layers: int, inputs: Tensor
