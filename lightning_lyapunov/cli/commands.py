@@ -128,8 +128,9 @@ def _driven(
         driven = driven_by(network, found, inputs)
     except Exception as error:
         raise ValueError(
-            f"inputs {tuple(inputs.shape)} could not go through {type(network).__name__}: {one_line(error)} "
-            "--feed layer drives the recurrent layer itself."
+            f"inputs {tuple(inputs.shape)} could not go through {type(network).__name__}: "
+            f"{one_line(error).rstrip('.')}. They must be what its forward takes; --feed layer drives the recurrent "
+            "layer itself."
         ) from error
     for name in layers.keys() - driven.keys():
         tell(f"{name} is not measured: no inputs reached it in the forward pass.")
@@ -233,7 +234,7 @@ def report(
         scorer: What scored the run, for its place among known networks: general, or the file of a scorer of your own.
         trust_pickle: Let the file run code while it is read, as pickles do. Only for files whose origin you trust.
     """
-    from lightning_lyapunov.cli.runs import base_of, fits_at, runs_at
+    from lightning_lyapunov.cli.runs import PAGE, base_of, fits_at, runs_at
     from lightning_lyapunov.figures import LatentMap
     from lightning_lyapunov.report import write_report
     from lightning_lyapunov.report_depth import write_depth_report
@@ -242,7 +243,7 @@ def report(
     found = runs_at([Path(path) for path in runs], prefix, trust_pickle)
     if len(found) > 1:
         options = {} if title is None else {"title": title}
-        print(write_runs_report(fits_at(found), output or base_of(found) / "runs.html", **options))
+        print(write_runs_report(fits_at(found), output or base_of(found) / PAGE, **options))
         return
     ((checkpoint, run),) = found
     history, settings = run.history, {"checkpoint": checkpoint.name, **run.settings}

@@ -60,7 +60,9 @@ def loaded(file: Path, trust_pickle: bool) -> Any:
         except (ImportError, AttributeError) as error:
             raise ValueError(f"{file} holds objects of classes that cannot be imported from here: {error}.") from error
         except Exception as error:  # whatever a damaged file makes the parsers raise
-            raise ValueError(f"{file} is no file that torch.save wrote whole: {one_line(error)}") from error
+            raise ValueError(
+                f"{file} is no file that torch.save wrote whole ({one_line(error).rstrip('.')})."
+            ) from error
 
 
 def network_of(
@@ -229,6 +231,11 @@ def spectrum_of(file: Path) -> tuple[LyapunovSpectrum | Tensor, Mapping[str, Any
         result = LyapunovSpectrum.from_json(text)
         content |= {name: number(content.get(name)) for name in ("state_mean", "state_spread")}
         content["length"] = result.steps + result.transient if result.driven else None
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f'file must hold what "spectrum --format json" writes, which {file} does not: if it is a checkpoint, give '
+            'it to "spectrum" first.'
+        ) from error
     except (TypeError, ValueError, ArithmeticError, RecursionError) as error:
         raise ValueError(
             f'file must hold what "spectrum --format json" writes, or a JSON list of exponents; {file}: '

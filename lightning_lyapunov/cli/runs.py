@@ -13,6 +13,8 @@ from lightning_lyapunov.reading.depth_history import DepthMeasurement
 from lightning_lyapunov.reading.history import History, Measurement
 from lightning_lyapunov.report_runs import Run, fits_of
 
+PAGE = "runs.html"
+"""Name of the page about several runs."""
 PAGES = ("{prefix}.html", "report.html", "report/{prefix}.html", "reports/{prefix}.html")
 """Where in its directory the own page of a run is looked for, beside that which has the name of the checkpoint."""
 
@@ -75,6 +77,8 @@ def _files_at(path: Path) -> Iterator[Path]:
     if not path.is_dir():
         if not path.exists():
             raise FileNotFoundError(f"there is no file {path}.")
+        if path.name == PAGE:
+            return
         if path.suffix in (".html", ".csv", ".json", ".yaml", ".txt", ".png"):
             tell(f"{path} is left out: it is no checkpoint.")
         else:

@@ -139,7 +139,12 @@ class LyapunovMonitor(LoopMonitor):
                 subject="performance",
             )
             return None
-        return None if performance is None else self._options.skill_of(performance)
+        if performance is None:
+            return None
+        if self._options.is_beyond_best(performance):
+            why = self._options.why_beyond_best(performance)
+            self._notices.tell(why, warn="scorer-not-told", subject="performance range")
+        return self._options.skill_of(performance)
 
     def _facts(self, performance: float | None, gradient_norm: float | Tensor | None) -> Facts:
         rate, adaptive = self._learning.of(self._optimizers, self._session.layers.measured)

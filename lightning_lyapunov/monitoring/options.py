@@ -149,10 +149,28 @@ class Options(CommonOptions):
         return self.histogram
 
     def skill_of(self, performance: float) -> float | None:
-        """The user's metric as the scorer takes it, from 0 by chance to 1 at best; None where it is not finite."""
-        if not math.isfinite(performance):
+        """The user's metric as the scorer takes it, from 0 by chance to 1 at best; None where it is no such metric.
+
+        That is not finite, or so far beyond the best that it is of another unit, as per cent are.
+        """
+        if not math.isfinite(performance) or self.is_beyond_best(performance):
             return None
         if self.performance_range is None:
             return performance
         worst, best = self.performance_range
         return min(max((performance - worst) / (best - worst), 0.0), 1.0)
+
+    def is_beyond_best(self, performance: float) -> bool:
+        """Whether a metric is better than the best of ``performance_range`` by more than the whole range."""
+        if self.performance_range is None:
+            return False
+        worst, best = self.performance_range
+        return (performance - worst) / (best - worst) > 2
+
+    def why_beyond_best(self, performance: float) -> str:
+        """What to say of such a metric."""
+        return (
+            f"performance is {performance:g}, far beyond the best of performance_range={self.performance_range}, "
+            "(worst, best), so the scorer is not told it, nor is the verdict. Give the range in the unit of the "
+            "metric: per cent have a best of 100, and a loss has its higher end first."
+        )

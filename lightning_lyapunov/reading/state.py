@@ -93,7 +93,8 @@ def _growing(run: Run) -> Told:
     growth, is_much = over_a_sequence(newest), grows_much(newest)
     exponent = f"The largest exponent is {in_words(newest)} and has been above 0 beyond its error"
     if is_chaotic(newest):
-        text = f"{exponent} {since(run, is_chaotic)}: the network is chaotic{', and ' * bool(growth)}{growth}."
+        above = since(run, lambda m: largest(m)[0] - largest(m)[1] > 0)
+        text = f"{exponent} {above}: the network is chaotic{', and ' * bool(growth)}{growth}."
     elif growth:
         past = f"by more than {factor(MILD)} " if is_much else ""
         past = f"; it has grown {past}at every measurement {since(run, grows_much if is_much else grows)}"

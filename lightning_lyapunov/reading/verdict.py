@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from lightning_lyapunov.reading.conditions import gain, largest, state_of
 from lightning_lyapunov.reading.history import History
-from lightning_lyapunov.reading.rates import may_matter
+from lightning_lyapunov.reading.rates import RIGHT, may_matter
 from lightning_lyapunov.reading.rules import Finding, findings
 from lightning_lyapunov.reading.words import capital
 
@@ -88,6 +88,10 @@ def verdict(history: History) -> Verdict | None:
             return Verdict("watch", text, "Measure two sequences or more (num_sequences).")
         text = "The largest exponent is not known, nor what happens to a gradient over a sequence."
         return Verdict("watch", text, "Look for states or weights that overflow.")
+    if concerns and concerns[0].rate is None and history[-1].skill >= RIGHT:
+        trouble = TROUBLES[concerns[0].state].format(subject=concerns[0].subject)
+        text = f"It learns, and has a skill of {history[-1].skill:.2f}. Beside it, {trouble}."
+        return Verdict("healthy", text, train_on(concerns[0].advice), concerns[0].state)
     if concerns:
         text = f"No more than a note: {_sentence(concerns[0], begins=False)}"
         return Verdict("healthy", text, train_on(concerns[0].advice), concerns[0].state)

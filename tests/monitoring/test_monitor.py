@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import os
 import pickle
 import random
@@ -396,6 +397,21 @@ class Attentive(AeLLEScorer):
     def score(self, spectrum: Any, **context: Any) -> AeLLEScore:
         self.heard.append(context)
         return AeLLEScore(0.5, 0.4, 0.6, 0.1, 0.9, 0.75, 0.9, torch.zeros(4), 0.5)
+
+
+def test_a_metric_of_another_unit_is_not_taken_for_a_skill() -> None:
+    """An accuracy in per cent, of which the range is that of a share."""
+    model = nn.RNN(3, 8, batch_first=True)
+    monitor = whole(model, scorer="general", performance_range=(0.25, 1.0))
+    with pytest.warns(UserWarning, match=r"performance is 25, far beyond the best of .*Give the range in the unit"):
+        with monitor.record():
+            model(batch())
+        monitor.measure(40, performance=25.0)
+    assert math.isnan(monitor.history[-1].skill)
+    with monitor.record():
+        model(batch())
+    monitor.measure(80, performance=1.2)
+    assert monitor.history[-1].skill == 1.0
 
 
 def test_the_scorer_is_told_the_skill_that_the_metric_amounts_to() -> None:

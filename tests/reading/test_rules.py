@@ -118,6 +118,11 @@ def test_an_explosion_is_told_apart_and_says_whether_it_is_chaos() -> None:
     assert text.startswith("Over your 64 steps a gradient grows 4,100-fold") and "chaotic" not in text
 
 
+def test_since_when_an_exponent_was_positive_does_not_ask_when_it_settled() -> None:
+    run = [measured(0.1, step=10 * i, epoch=i, settled=i != 1) for i in range(4)]
+    assert "above 0 beyond its error since before the first update" in of(findings(history(*run)), "chaotic").text
+
+
 def test_growth_is_told_where_exponents_have_not_settled() -> None:
     """Oracle: e^0.8 = 2.2, e^2.3 = 10, e^0.5 = 1.6, e^1.1 = 3.0."""
     digits = measured(0.2, 0.03, settled=False, gain=0.8, gain_low=0.5, gain_high=1.1, most=2.3, length=8)
