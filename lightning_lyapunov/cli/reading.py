@@ -11,6 +11,7 @@ import sys
 import warnings
 import zipfile
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
@@ -94,6 +95,7 @@ def network_of(
     made_by, content = _imported(model), loaded(file, trust_pickle)
     facts = content if isinstance(content, Mapping) else {}
     updates = facts.get("global_step")
+    _check_init(made_by, model, init)
     try:
         if hasattr(made_by, "load_from_checkpoint") and LIGHTNING in facts:
             network = _lightning_module(made_by, facts, file, init, trust_pickle, weights)
@@ -106,6 +108,18 @@ def network_of(
             """given as --init '{"name": value}'."""
         ) from error
     return network, updates if isinstance(updates, int) else None
+
+
+def _check_init(made_by: Any, model: str, init: Mapping[str, Any]) -> None:
+    """Refuse arguments that the class does not take, which Lightning would leave out without a word."""
+    taken = inspect.signature(made_by).parameters
+    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken.values()):
+        return
+    for name in init:
+        if name not in taken:
+            close = get_close_matches(name, taken, n=1)
+            instead = f"did you mean {close[0]}?" if close else f"it takes {', '.join(taken) or 'none'}."
+            raise ValueError(f"--init: {model} takes no {name}; {instead}")
 
 
 def _lightning_module(
