@@ -82,6 +82,21 @@ def test_recurrent_weights_that_are_scaled_as_told_are_no_longer_chaotic(
     assert -0.5 < float(after.exponents[0]) < 0.0
 
 
+def test_of_a_stack_the_layer_that_is_too_strong_is_scaled_alone(inputs: Tensor) -> None:
+    """Its upper layer has gain 5, the lower one 0.9."""
+    torch.manual_seed(1)
+    model = Network(strong(nn.RNN, 5.0, 2))
+    with torch.no_grad():
+        model.rnn.get_parameter("weight_hh_l0").mul_(0.9 / 5)
+    before = measured(model, inputs)
+    told = re.search(r"scale (weight_hh_l1) of model\.rnn by ([\d.]+), to take", finding(before).text)
+    assert told is not None
+    with torch.no_grad():
+        model.rnn.get_parameter(told[1]).mul_(float(told[2]))
+    after = measured(model, inputs).history[-1]
+    assert not grows_much(after) and not is_chaotic(after) and after.layers["rnn.l0"][0] > -0.5
+
+
 @pytest.mark.parametrize("make", [nn.RNN, nn.GRU, nn.LSTM])
 def test_a_network_that_forgets_remembers_after_the_call_that_is_named(
     make: Callable[..., nn.RNNBase], inputs: Tensor

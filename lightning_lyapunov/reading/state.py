@@ -29,6 +29,7 @@ from lightning_lyapunov.reading.words import (
     capital,
     factor,
     in_words,
+    listed,
     over_a_sequence,
     percent,
     plus_minus,
@@ -115,10 +116,18 @@ def _softer(run: Run) -> str:
     factors = {name: value for name, value in run[0].softening.items() if value < 1}
     if not factors:
         return "Lower the recurrent gain, or initialise it orthogonally."
-    scaled = " and ".join(f"those of {_in_model(name)} by {value:.2g}" for name, value in factors.items())
-    scaled = scaled.replace("those of", "the recurrent weights of", 1)
+    scaled = " and ".join(f"{_recurrent_weights(run[0], name)} by {value:.2g}" for name, value in factors.items())
     begin = "Before training, scale" if run[-1].step == 0 else "Begin again and scale"
     return f"{begin} {scaled}, to take the largest exponent below 0."
+
+
+def _recurrent_weights(before: Measurement, module: str) -> str:
+    """Which weights of a module are too strong: all recurrent ones, or, of a stack, those of some layers by name."""
+    parts = {name.rpartition(".l")[2]: before.layer(name) for name in before.layers if name.startswith(f"{module}.l")}
+    strong = [part for part, layer in parts.items() if largest(layer)[0] > 0 or layer.gain > 0]
+    if not strong or len(strong) == len(parts):
+        return f"the recurrent weights of {_in_model(module)}"
+    return f"{listed([f'weight_hh_l{part}' for part in strong])} of {_in_model(module)}"
 
 
 def _longer_memory(run: Run) -> str:
