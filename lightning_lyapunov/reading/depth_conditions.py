@@ -104,7 +104,7 @@ def state_of_depth(measurement: DepthMeasurement) -> str:
     ``explodes``      ln σ₁ − error > 10
     ``vanishes``      ln σ₁ + error < −5
     ``doubtful``      ln σ₁ − error > 6
-    ``undecided``     ln σ₁ > 6 or < −5, but not by more than its error
+    ``undecided``     −5 or 6 lies within the error of ln σ₁
     ``passes``        none of these
     ================  ====================================================
 
@@ -122,8 +122,8 @@ def state_of_depth(measurement: DepthMeasurement) -> str:
         return "vanishes"
     if value - error > THRESHOLDS["doubtful"].nats:
         return "doubtful"
-    is_within = THRESHOLDS["vanishes"].nats <= value <= THRESHOLDS["doubtful"].nats
-    return "passes" if is_within else "undecided"
+    passes = THRESHOLDS["vanishes"].nats <= value - error and value + error <= THRESHOLDS["doubtful"].nats
+    return "passes" if passes else "undecided"
 
 
 def makers(measurement: DepthMeasurement) -> list[int]:
