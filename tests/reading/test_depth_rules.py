@@ -152,7 +152,7 @@ def test_where_it_was_at_first_is_told_once_it_has_moved() -> None:
     assert "Before the first update it was e^2.2 at most." in found(first, chain([0.35] * 12, step=90))["passes"].text
     assert "it was" not in found(first, chain([0.1] * 12, total=2.9, step=90))["passes"].text
     other = replace(first, source="training")  # of other data, which nothing is compared with
-    assert "it was" not in found(other, chain([0.4] * 12, step=90))["passes"].text
+    assert "it was" not in found(other, chain([0.35] * 12, step=90))["passes"].text
 
 
 # ---------------------------------------------------------------- blocks
