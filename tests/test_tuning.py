@@ -196,6 +196,25 @@ def test_methods_are_compared_study_by_study(study: ModuleType) -> None:
     assert study.against(rows, "triage") == ("faster in 1, slower in 2 of 4", "1.50×", "1.75×")
 
 
+def test_differences_are_paired_by_study(study: ModuleType) -> None:
+    """Oracle: by hand. Of three studies triage chooses better by .1, .2 and .3: .2 ± .1/√3; ρ is .1 above in each."""
+    rows = [
+        {
+            "task": "sums", "seed": seed, "method": name, "cost": 10.0,
+            "epochs": math.inf if name == "halving" else 10.0, "chosen": 0.5 + (seed + 1) / 10 * (name == "triage"),
+            "agreement": {"performance": 0.6, "baseline": 0.5},
+        }
+        for name in study.METHODS
+        for seed in range(3)
+    ]  # fmt: skip
+    for task in ("reverse", "queue"):
+        rows += [row | {"task": task} for row in rows[: 3 * len(study.METHODS)]]
+    text = study.differences([row for row in rows if row["task"] == "sums"] + rows[3 * len(study.METHODS) :])
+    assert "+0.200 ± 0.029 in skill" in text  # three tasks of three studies: .0866/√9
+    assert "is +0.100 ± 0.000 above" in text and "+0.000 ± 0.000 on *sums*" in text
+    assert "*halving on the prediction* beside *halving* faster in 9, slower in 0 of 9" in text and "halving 9" in text
+
+
 # ------------------------------------------------------------------ candidates and tasks
 
 
@@ -278,7 +297,7 @@ def test_a_tiny_study_from_end_to_end(study: ModuleType, tmp_path: Path, monkeyp
     assert all(0 <= value <= 1 for one in curves for value in one["predicted"])
 
     (tmp_path / "page.md").write_text(f"before\n{study.BEGIN}\nold\n{study.END}\nafter\n", encoding="utf-8")
-    study.write(f"{study.tables(rows)}\n\n{study.costs(rows, settings)}")
+    study.write(f"{study.tables(rows)}\n\n{study.costs(rows, settings)}\n\n{study.differences(rows)}")
     page = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert page.startswith("before\n") and page.endswith("after\n") and "old" not in page
     assert all(page.count(f"| {name} |") == 2 for name in study.METHODS)

@@ -141,8 +141,7 @@ class LyapunovMonitor(LoopMonitor):
             return None
         if performance is None:
             return None
-        if self._options.is_beyond_best(performance):
-            why = self._options.why_beyond_best(performance)
+        if why := self._options.why_not_told(performance):
             self._notices.tell(why, warn="scorer-not-told", subject="performance range")
         return self._options.skill_of(performance)
 

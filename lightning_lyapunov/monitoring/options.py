@@ -153,22 +153,20 @@ class Options(CommonOptions):
 
         That is not finite, or so far beyond the best that it is of another unit, as per cent are.
         """
-        if not math.isfinite(performance) or self.is_beyond_best(performance):
+        if not math.isfinite(performance) or self.why_not_told(performance):
             return None
         if self.performance_range is None:
             return performance
         worst, best = self.performance_range
         return min(max((performance - worst) / (best - worst), 0.0), 1.0)
 
-    def is_beyond_best(self, performance: float) -> bool:
-        """Whether a metric is better than the best of ``performance_range`` by more than the whole range."""
+    def why_not_told(self, performance: float) -> str:
+        """What to say of a metric that is better than the best by more than the whole range; nothing of others."""
         if self.performance_range is None:
-            return False
+            return ""
         worst, best = self.performance_range
-        return (performance - worst) / (best - worst) > 2
-
-    def why_beyond_best(self, performance: float) -> str:
-        """What to say of such a metric."""
+        if not (performance - worst) / (best - worst) > 2:
+            return ""
         return (
             f"performance is {performance:g}, far beyond the best of performance_range={self.performance_range}, "
             "(worst, best), so the scorer is not told it, nor is the verdict. Give the range in the unit of the "

@@ -105,7 +105,7 @@ def train_on(advice: str = "") -> str:
         >>> train_on(), train_on("Lower the learning rate.")
         ('Train on.', 'Train on. Only if it does not learn: lower the learning rate.')
     """
-    advice = advice.replace("Before training, scale", "Begin again and scale")
+    advice = advice.replace("Before training, scale", "Begin again and scale")  # whoever waits has trained by then
     return f"Train on. Only if it does not learn: {advice[:1].lower()}{advice[1:]}" if advice else "Train on."
 
 

@@ -53,8 +53,8 @@ class Performance:
                 "time.",
                 subject="old performance",
             )
-        if self._options.is_beyond_best(float(value)):
-            self._tell(self._options.why_beyond_best(float(value)), warn="scorer-not-told", subject="performance range")
+        if why := self._options.why_not_told(float(value)):
+            self._tell(why, warn="scorer-not-told", subject="performance range")
         return self._options.skill_of(float(value))
 
     def _tell_if_missing(self, trainer: pl.Trainer, name: str, step: int, epoch: int) -> None:
